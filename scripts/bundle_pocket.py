@@ -5,7 +5,8 @@
 It writes bf16 weights, tokenizer and model card, the sample images of the README, the golden
 recordings, the times of four images, and the figures in README.md and docs/results.md. A stage that
 was trained in several runs has a folder for each: decoder, decoder-2, decoder-3. All figures of the
-card are read from the run folders and from the results of `blip3o eval scenes`.
+card are read from the run folders and from the results of `blip3o eval scenes`; stages without a
+folder keep their rows of the present card.
 
 Not written: sentences around the figures, and the screenshots of docs/serving.md
 (`BLIP3O_SCREENSHOTS=docs/images pytest tests/e2e/page`, which needs Chromium).
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -84,6 +86,19 @@ on compositions that training never shows ({num_samples} samples):
 
 {figures}
 """
+
+
+def kept_rows(stages: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the rows of the present card, and their hours, for stages that are not in a list.
+
+    A model that continues the bundled one has no run folders of the stages before.
+    """
+    rows: list[tuple[str, float]] = []
+    for line in (BUNDLED["pocket"] / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0].split("-")[0] in STAGES and cells[0].split("-")[0] not in stages:
+            rows.append((line, float(cells[-1])))
+    return rows
 
 
 def stage_folders(run_dir: Path) -> list[str]:
@@ -169,7 +184,9 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(options.model or options.run_dir / "model")
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    rows = [stage_row(options.run_dir, stage) for stage in stage_folders(options.run_dir)]
+    folders = stage_folders(options.run_dir)
+    rows = kept_rows([name.split("-")[0] for name in folders])
+    rows += [stage_row(options.run_dir, stage) for stage in folders]
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     differences = differences_from(to_dict(model()), to_dict(loaded.model.config))
     sentence = f"\nOlder than the recipe in: {', '.join(differences)}.\n" if differences else ""

@@ -93,7 +93,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     command.set_defaults(places={"out": check_file, "clean": check_folder})
 
     command = add(commands, "curate", _curate, "make an instruction set by prompting models")
-    command.add_argument("recipe", help="name of a bundled curation, or a YAML file")
+    command.add_argument("curation", help="name of a bundled curation, or a YAML file")
     add_out(command, "folder of the run; the same call again resumes", check_no_file, required=True)
     add_shard(command, "do every N-th unit of drafts from unit I on")
     command.add_argument(
@@ -135,6 +135,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         metavar="path=value",
         help="changed setting of the recipe, such as data.feature_cache=my/cache",
     )
+    add_shard(command, "do every N-th shard of the data from shard I on")
 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
@@ -281,7 +282,7 @@ def _curate(options: argparse.Namespace) -> None:
     shard = Shard.parse(options.shard) if options.shard else WHOLE
     if options.shard and options.ray:
         raise UsageError("--ray and --shard divide the same work: leave one of them out")
-    config = read_curation(options.recipe, options.overrides)
+    config = read_curation(options.curation, options.overrides)
     print(estimate_text(estimated(config), config))
     if options.estimate:
         return
@@ -324,4 +325,5 @@ def _review(options: argparse.Namespace) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from blip3o.runs.start import cache_features
 
-    print(cache_features(options.recipe, options.overrides))
+    shard = WHOLE if options.shard is None else Shard.parse(options.shard)
+    print(cache_features(options.recipe, options.overrides, shard))

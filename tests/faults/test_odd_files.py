@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from blip3o.cli import main
-from blip3o.data.cache import build_cache
+from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.walk import source_config
@@ -125,7 +125,7 @@ def test_links_to_nowhere_stop_neither_cache_nor_packing(
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.mean((2, 3))[:, None]
 
-    build_cache(source, "image", encode, tmp_path / "cache", "f", image_px=PX)
+    build_cache(FeatureCache(f"{tmp_path}/cache", "f"), source, "image", encode, image_px=PX)
     out = tmp_path / "out"
     assert main(["data", "pack", str(folder), "--out", str(out), "--jobs", "1"]) == 0
     shown = capsys.readouterr().out

@@ -27,7 +27,9 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from blip3o.core.config import evolve, save_yaml
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.shard import Shard
 from blip3o.core.types import Batch, LossOutput
+from blip3o.data.sources import plain_files
 from blip3o.models.backbones.packed import Packing
 from blip3o.objectives.flow_matching import FlowMatching
 from blip3o.objectives.policy import PolicyObjective
@@ -451,7 +453,10 @@ def test_adapters_of_two_processes_equal_those_of_one(config: RunConfig, tmp_pat
     assert np.abs(one - two).max() <= 1
 
 
-def test_processes_share_the_work_of_a_feature_cache(config: RunConfig, tmp_path: Path) -> None:
+def test_processes_share_the_work_of_a_feature_cache(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_files, "_SHARD_RECORDS", 2)
     save_yaml(config, tmp_path / "run.yaml")
     scenes = tmp_path / "scenes"
 
@@ -464,8 +469,8 @@ def test_processes_share_the_work_of_a_feature_cache(config: RunConfig, tmp_path
 
         def build(*arguments: Any, **settings: Any) -> None:
             # A process of a group uses its own GPU (`process_group`), not the first one.
-            assert dist.get_rank() == settings["rank"] == rank
-            assert settings["world_size"] == 2
+            assert dist.get_rank() == rank
+            assert settings["shard"] == Shard(2 + rank + 1, 6)
             plain_build(*arguments, **settings)
 
         plain_build = features.build_cache
@@ -473,10 +478,10 @@ def test_processes_share_the_work_of_a_feature_cache(config: RunConfig, tmp_path
 
     def act(config: RunConfig, folder: Path) -> None:
         cached = f"data.feature_cache={folder / 'cache'}"
-        start.cache_features(str(folder / "run.yaml"), [cached])
+        start.cache_features(str(folder / "run.yaml"), [cached], Shard(2, 3))
 
     assert finish(launch(config, tmp_path, 2, prepare, act)) == [0, 0]
-    assert (tmp_path / "cache" / "toy.image.done").read_bytes() == b"\1"
+    assert len(list(tmp_path.glob("cache/toy.image.*/*.features"))) == 2  # shards 2 and 3
 
 
 def test_two_processes_of_a_run_share_its_folder_and_another_run_is_refused(

@@ -297,11 +297,11 @@ def test_a_damaged_feature_cache_stops_the_run_and_the_same_command_repairs_it(
 ) -> None:
     config = evolve(config, {"data.feature_cache": str(tmp_path / "cache")})
     train(config, tmp_path / "whole")
-    array = tmp_path / "cache" / "toy.image.f16"
-    content = bytearray(array.read_bytes())
+    (file,) = tmp_path.glob("cache/toy.image.*/*.features")
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    array.write_bytes(content)
-    with pytest.raises(UsageError, match=r"toy\.image\.f16 is damaged.*the same command again"):
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"\.features is damaged.*the same command again"):
         train(config, tmp_path / "again")
     assert not (tmp_path / "again" / "latest").exists()
     train(config, tmp_path / "again")

@@ -103,6 +103,99 @@ class Reply:
     wait_s: float = 0.0
 
 
+class Batches:
+    """Files and batches of OpenAI's protocol; the server's `reply` answers the rows of a batch.
+
+    `before` and `after` see each step ("upload", "create", "look", "list", "content"); a reply of
+    theirs is sent instead. A batch ends with its `num_looks`-th look. `end` is how; an "expired",
+    "cancelled" or "failed" one answers `num_answered` rows, and gives `errors`.
+    """
+
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+        self.mutex = threading.Lock()
+        self.files: dict[str, bytes] = {}
+        self.all: list[dict[str, Any]] = []
+        self.steps: Counter[str] = Counter()
+        self.num_looks = 2
+        self.num_answered = 0
+        self.end = "completed"
+        self.errors: list[dict[str, Any]] = []
+        self.before: Callable[[str], Reply | None] = lambda step: None
+        self.after: Callable[[str], Reply | None] = lambda step: None
+
+    def answer(self, method: str, path: str, body: bytes) -> Reply:
+        """Returns the answer to a request below /v1."""
+        place, _, query = path.partition("?")
+        parts = place.strip("/").split("/")[1:]
+        step = {("POST", "files"): "upload", ("GET", "files"): "content"}.get((method, parts[0]))
+        step = step or ("create" if method == "POST" else "look" if len(parts) > 1 else "list")
+        with self.mutex:
+            self.steps[step] += 1
+            return self.before(step) or self._does(step, parts, query, body)
+
+    def _does(self, step: str, parts: list[str], query: str, body: bytes) -> Reply:
+        if step == "content":
+            reply = Reply(self.files[parts[1]])
+        elif step == "upload":
+            assert b'name="purpose"' in body
+            content = body.split(b'filename="requests.jsonl"')[1].split(b"\r\n\r\n", 1)[1]
+            reply = self._json({"id": self._keep(content.rsplit(b"\r\n--", 1)[0])})
+        elif step == "create":
+            wanted = json.loads(body)
+            assert wanted["endpoint"] == "/v1/chat/completions"
+            assert wanted["completion_window"] == "24h"
+            batch = {"id": f"batch_{len(self.all)}", "object": "batch", "looks": 0, "errors": None}
+            self.all.append({**batch, **wanted, "status": "validating"})
+            reply = self._json(self.all[-1])
+        elif step == "look":
+            batch = next(one for one in self.all if one["id"] == parts[1])
+            batch["looks"] += 1
+            if batch["looks"] == self.num_looks:
+                self._finish(batch)
+            reply = self._json(batch)
+        else:  # two on a page, newest first
+            newest = self.all[::-1]
+            after = query.partition("after=")[2]
+            first = next((n + 1 for n, one in enumerate(newest) if one["id"] == after), 0)
+            page = newest[first : first + 2]
+            reply = self._json({"data": page, "has_more": len(newest) > first + 2})
+        return self.after(step) or reply
+
+    def _finish(self, batch: dict[str, Any]) -> None:
+        batch |= {"status": self.end, "errors": {"data": self.errors} if self.errors else None}
+        rows = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+        answered = rows if self.end == "completed" else rows[: self.num_answered]
+        good, bad = b"", b""
+        for row in reversed(answered):  # the order is not that of the requests
+            assert row["method"] == "POST"
+            assert row["url"] == "/v1/chat/completions"
+            reply = self._server.reply(self._server.arrive(row["body"], {}))
+            line = json.dumps({"custom_id": row["custom_id"], "error": None}).encode()[:-1]
+            line += b', "response": {"status_code": %d, "body": ' % reply.status
+            line += reply.body[: len(reply.body) // 2] if reply.is_cut else reply.body + b"}}"
+            good, bad = (
+                (good + line + b"\n", bad) if reply.status < 400 else (good, bad + line + b"\n")
+            )
+        if self.end == "expired":
+            error = {"code": "batch_expired", "message": "not executed in time"}
+            for row in rows[self.num_answered :]:
+                line = {"custom_id": row["custom_id"], "response": None, "error": error}
+                bad += json.dumps(line).encode() + b"\n"
+        if good:
+            batch["output_file_id"] = self._keep(good)
+        if bad:
+            batch["error_file_id"] = self._keep(bad)
+
+    def _keep(self, content: bytes) -> str:
+        self.files[f"file-{len(self.files)}"] = content
+        return f"file-{len(self.files) - 1}"
+
+    @staticmethod
+    def _json(value: Any) -> Reply:
+        return Reply(json.dumps(value).encode())
+
+
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -116,10 +209,20 @@ class Server(http.server.ThreadingHTTPServer):
         self.most_at_once = 0
         self.now = 0
         self.reply: Callable[[Call], Reply] = lambda call: self.text(f"answer to {call.prompt}")
+        self.batches = Batches(self)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def arrive(self, body: dict[str, Any], headers: Mapping[str, str]) -> Call:
+        """Notes a request, by itself or in a batch."""
+        call = Call(body, headers, 0, time.monotonic())
+        with self.mutex:
+            call.earlier = self.arrived[call.prompt]
+            self.arrived[call.prompt] += 1
+            self.calls.append(call)
+        return call
 
     @staticmethod
     def text(content: object = "yes", finish: str = "stop", **reply: Any) -> Reply:
@@ -159,15 +262,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server = cast("Server", self.server)
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        call = Call(body, {k.lower(): v for k, v in self.headers.items()}, 0, time.monotonic())
+        data = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.startswith(("/v1/files", "/v1/batches")):
+            self._send(server.batches.answer("POST", self.path, data))
+            return
+        call = server.arrive(json.loads(data), {k.lower(): v for k, v in self.headers.items()})
         with server.mutex:
-            call.earlier = server.arrived[call.prompt]
-            server.arrived[call.prompt] += 1
-            server.calls.append(call)
             server.now += 1
             server.most_at_once = max(server.most_at_once, server.now)
-        reply = server.reply(call)
+        try:
+            if self._send(server.reply(call)):
+                with server.mutex:
+                    server.answered[call.prompt] += 1
+        finally:
+            with server.mutex:
+                server.now -= 1
+
+    def do_GET(self) -> None:
+        self._send(cast("Server", self.server).batches.answer("GET", self.path, b""))
+
+    def _send(self, reply: Reply) -> bool:
+        """Sends a reply; returns whether it was sent completely."""
         time.sleep(reply.wait_s)
         try:
             self.send_response(reply.status)
@@ -175,18 +290,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("content-length", str(len(reply.body)))
             self.end_headers()
-            if reply.is_cut:
-                self.wfile.write(reply.body[: len(reply.body) // 2])
-                self.close_connection = True
-            else:
-                self.wfile.write(reply.body)
-                with server.mutex:
-                    server.answered[call.prompt] += 1
+            self.wfile.write(reply.body[: len(reply.body) // 2] if reply.is_cut else reply.body)
+            self.close_connection = reply.is_cut
         except OSError:  # the client is gone
             self.close_connection = True
-        finally:
-            with server.mutex:
-                server.now -= 1
+        return not self.close_connection
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):  # the client was killed

@@ -58,9 +58,9 @@ OPTIONS = {
     "data decontaminate": [
         *("paths", "--jobs", "--against", "--image-folder", "--clean", "--shard-size", "--out")
     ],
-    "data curate": ["recipe", "--out", "--shard", "--ray", "--estimate", "--lost", "overrides"],
+    "data curate": ["curation", "overrides", "--out", "--shard", "--ray", "--estimate", "--lost"],
     "data review": ["folder", "--out", "--num", "--decisions", "--seed"],
-    "data cache": ["recipe", "overrides"],
+    "data cache": ["recipe", "--shard", "overrides"],
     "scenes": ["--out", "overrides"],
     "study": ["study", "--out", "--shard", "overrides"],
     "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],

@@ -21,7 +21,7 @@ from blip3o.cli import build_parser
 from blip3o.cli_eval import COMMANDS as EVAL_COMMANDS
 from blip3o.core.config import override
 from blip3o.core.errors import UsageError
-from blip3o.curate.config import read_curation, recipe_names
+from blip3o.curate.config import read_curation
 from blip3o.eval import BENCHMARKS
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.recipes import RECIPES, qwen2_5_vl
@@ -129,11 +129,11 @@ def test_commands_are_valid(
         assert status == 0 or (is_mention and is_cut_short), error
         return
     given = vars(options)
-    if words[:2] == ["data", "curate"]:
-        if options.recipe in recipe_names():  # others are files of the reader
-            read_curation(options.recipe, options.overrides)
-    elif "recipe" in given:
+    if "recipe" in given:
         check_recipe(options.recipe, options.overrides)
+    elif given.get("curation"):
+        if not options.curation.endswith(".yaml"):  # a file of the reader
+            read_curation(options.curation, options.overrides)
     elif given.get("benchmark"):
         override(BENCHMARKS.get(options.benchmark)(), options.overrides)
     elif given.get("study"):

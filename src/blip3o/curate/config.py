@@ -9,7 +9,6 @@ from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.config import component, from_dict, override, read_yaml
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import check_plain_name
-from blip3o.core.rng import numpy_rng
 from blip3o.curate.draft import Draft
 from blip3o.curate.models import ModelConfig
 from blip3o.curate.stages import AskingStage, StageConfig
@@ -109,21 +108,24 @@ class CurateConfig:
                 return one
         raise unknown_name("model of the curation", name, [one.name for one in self.models])
 
-    def quotas(self) -> dict[str, int]:
-        """Returns the number of drafts of each category; their sum is `num_drafts`."""
-        total = sum(self.categories.values())
-        exact = {name: self.num_drafts * one / total for name, one in self.categories.items()}
-        quotas = {name: int(one) for name, one in exact.items()}
-        by_rest = sorted(exact, key=lambda name: quotas[name] - exact[name])
-        for name in by_rest[: self.num_drafts - sum(quotas.values())]:
-            quotas[name] += 1
-        return quotas
-
     def plan(self) -> list[Draft]:
-        """Returns the empty drafts in a random order of their categories."""
-        names = [name for name, count in self.quotas().items() for _ in range(count)]
-        order = numpy_rng(self.seed, "curate/plan").permutation(len(names))
-        return [Draft(slot=slot, category=names[place]) for slot, place in enumerate(order)]
+        """Returns the empty drafts: each slot goes to the category that lags most behind its share.
+
+        So the number of each category is within 1 of its share, and a plan with more drafts begins
+        with the same ones: a grown run keeps its units.
+        """
+        total = sum(self.categories.values())
+        counts = dict.fromkeys(self.categories, 0)
+        drafts: list[Draft] = []
+        for slot in range(self.num_drafts):
+            lags = {
+                name: share / total * (slot + 1) - counts[name]
+                for name, share in self.categories.items()
+            }
+            name = max(lags, key=lags.__getitem__)
+            drafts.append(Draft(slot=slot, category=name, rank=counts[name]))
+            counts[name] += 1
+        return drafts
 
     def unit(self, number: int) -> slice:
         """Returns the slots of a unit."""

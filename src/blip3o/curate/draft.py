@@ -58,6 +58,7 @@ class Draft:
     Args:
         slot: number of the draft in the plan, from 0; it is its name.
         category: category of the plan.
+        rank: number of the draft within its category, from 0.
         prompt: the text that the finished record teaches: the prompt of an image, or the
             instruction of an edit.
         source_prompt: prompt of the image that the instruction edits.
@@ -74,6 +75,7 @@ class Draft:
 
     slot: int
     category: str
+    rank: int = 0
     prompt: str = ""
     source_prompt: str = ""
     source: str = ""

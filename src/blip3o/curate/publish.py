@@ -29,8 +29,7 @@ from blip3o.data.pack import pack
 DATA = "data"
 RECORDS, PREFERENCES = "records.jsonl", "preferences.jsonl"
 _STARTED = "started.txt"
-_NO_IMAGE = "no image was accepted"
-_SHOWN_REASONS = 8
+_LONGEST_CELL = 100
 
 
 def require_libraries() -> None:
@@ -83,16 +82,19 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
     """
     finished = [one for one in drafts if is_record(one)]
     if not finished:
-        reason, count = Counter(map(_end_of, drafts)).most_common(1)[0]
-        raise UsageError(f"none of {len(drafts)} drafts became a record; {count} of them: {reason}")
+        (stage, reason), count = Counter(map(_end_of, drafts)).most_common(1)[0]
+        raise UsageError(
+            f"none of {len(drafts)} drafts became a record; {count} of them: {stage}: {reason}"
+        )
     started = note_start(out)
     with locked(out / ".publish.lock"):
         _write_lines(
             out / RECORDS, (_record(one, images, out, started, config) for one in finished)
         )
         _write_lines(out / PREFERENCES, _preferences(finished, images, out))
-        folder = out / DATA
-        with atomic_folder(folder.with_name("new data")) as scratch:
+        folder, new = out / DATA, out / "new data"
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
+        with atomic_folder(new) as scratch:
             pack(
                 str(out / RECORDS),
                 scratch,
@@ -105,7 +107,7 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
             (scratch / "curation.yaml").write_text(dump_yaml(config), encoding="utf-8")
             (scratch / "README.md").write_text(card(config, drafts, started), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        folder.with_name("new data").rename(folder)
+        new.rename(folder)
     return folder
 
 
@@ -114,12 +116,13 @@ def is_record(draft: Draft) -> bool:
     return not draft.dropped and bool(draft.image)
 
 
-def _end_of(draft: Draft) -> str:
+def _end_of(draft: Draft) -> tuple[str, str]:
     """Returns the stage and the reason why a draft is no record."""
     if draft.dropped:
-        return f"{draft.dropped_by}: {draft.dropped}"
-    last = draft.failures[-1] if draft.failures else None
-    return f"{last.stage}: {last.reason}" if last else _NO_IMAGE
+        return draft.dropped_by, draft.dropped
+    if draft.failures:
+        return draft.failures[-1].stage, draft.failures[-1].reason
+    return "", "no image was drawn"
 
 
 def _record(
@@ -194,7 +197,8 @@ def _write_scores(file: Path, drafts: Sequence[Draft]) -> None:
         "category": [one.category for one in drafts],
         "prompt": [one.prompt for one in drafts],
         "is_record": [is_record(one) for one in drafts],
-        "end": ["" if is_record(one) else _end_of(one) for one in drafts],
+        "stage": ["" if is_record(one) else _end_of(one)[0] for one in drafts],
+        "reason": ["" if is_record(one) else _end_of(one)[1] for one in drafts],
         "image": [one.image for one in drafts],
         "num_failures": [len(one.failures) for one in drafts],
     }
@@ -230,15 +234,12 @@ def card(config: CurateConfig, drafts: Sequence[Draft], started: str) -> str:
     lines += [
         f"| {one.name} | {one.identity()['model']} | {one.license} |" for one in config.models
     ]
-    lines += [
-        "",
-        "## Drafts that are no records",
-        "",
-        "| stage | reason | drafts |",
-        "|---|---|---|",
-    ]
-    ends = Counter(_short_end(one) for one in drafts if not is_record(one))
-    lines += [f"| {stage} | {reason} | {count} |" for (stage, reason), count in ends.most_common()]
+    lines += ["", "## Drafts that are no records", ""]
+    lines += ["| stage | drafts | such as |", "|---|---|---|"]
+    ends = [_end_of(one) for one in drafts if not is_record(one)]
+    for stage, count in Counter(stage for stage, _ in ends).most_common():
+        example = next(reason for name, reason in ends if name == stage)
+        lines.append(f"| {stage} | {count} | {_cell(example)} |")
     rejected = Counter(one.stage for draft in drafts for one in draft.failures)
     lines += ["", "## Rejected images", "", "| stage | images |", "|---|---|"]
     lines += [f"| {stage} | {count} |" for stage, count in rejected.most_common()]
@@ -246,10 +247,10 @@ def card(config: CurateConfig, drafts: Sequence[Draft], started: str) -> str:
     return "\n".join(lines)
 
 
-def _short_end(draft: Draft) -> tuple[str, str]:
-    """Returns the stage and the reason without its numbers and names, so that equal ones count."""
-    stage, _, reason = _end_of(draft).partition(": ")
-    return (stage, reason.partition(":")[0].partition("(")[0]) if reason else ("", stage)
+def _cell(text: str) -> str:
+    """Returns untrusted text for a cell of a table: one line, cut, and without marks."""
+    line = " ".join(text.split()).replace("|", "/").replace("<", "&lt;")
+    return line if len(line) <= _LONGEST_CELL else f"{line[:_LONGEST_CELL]}..."
 
 
 def _contamination(config: CurateConfig, drafts: Sequence[Draft]) -> list[str]:

@@ -162,7 +162,7 @@ class Curation:
                     self._run_whole(end - 1)
             return True
         units = [unit for unit in last.missing() if unit % shard.count == shard.number - 1]
-        names = " ".join(step.desk.stage for step in self._steps[start:end])
+        names = f"{self._steps[start].desk.stage} to {last.desk.stage}"
         held: list[int] = []
         for unit in progress(units, what=names):
             try:

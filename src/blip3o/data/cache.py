@@ -1,252 +1,187 @@
-"""Builds a cache of frozen image features: computed once, read by position, refused when stale.
+"""Builds a cache of frozen image features: computed once, read by position, never of other data.
 
-Each source and image role has one float16 file [records, N, C]. Further files record the encoder
-and the data, the finished chunks of rows, and the hash of each row (see `cache_files`). Processes
-share the chunks. An unreadable image leaves a row of NaN, so training meets the same bad sample as
-without a cache. `cache_reader` reads the cache.
+The unit of work is a shard of a source, whose features become one file (see `cache_files`). Any
+number of processes may work at the same time. In a folder each takes a shard that nobody holds; a
+store has no locks, so there each takes every N-th shard. The bytes of a file depend neither on
+their number nor on their ends. An unreadable image leaves a row of NaN and a note, so training
+meets the same bad sample as without a cache. `cache_reader` reads the cache.
 """
 
-import dataclasses
-import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from io import FileIO
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blip3o.core.errors import UsageError
-from blip3o.core.files import require_room, write_atomic
-from blip3o.core.lock import locked
-from blip3o.core.log import progress, say
-from blip3o.data.cache_files import (
-    HASH_BYTES,
-    HASHES,
-    CacheFiles,
-    CacheInfo,
-    LeftOut,
-    find_files,
-    hash_row,
-)
+from blip3o.core.errors import UsageError, reason_of
+from blip3o.core.files import require_room
+from blip3o.core.lock import HeldError
+from blip3o.core.log import progress
+from blip3o.core.shard import WHOLE, Shard
+from blip3o.data.cache_files import CacheFiles, LeftOut, row_bytes
 from blip3o.data.cache_reader import FeatureCache
 from blip3o.data.images import read_pixels
 from blip3o.data.sources import Source
+from blip3o.data.sources.files import REMOTE_READS
 
 __all__ = ["FeatureCache", "build_cache"]
 
-_PROBES = 16
-"""Number of chunks, spread over the source, that are tried before the source is refused."""
-
-
-class _NoImageError(UsageError):
-    """None of the records in a chunk has a readable image."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
-    """Features of a chunk, and the records whose image is unreadable."""
-
-    features: NDArray[np.float16]
-    left_out: list[LeftOut]
+_PROBES = 4096
+"""Number of records, spread over the source, that are tried before the source is refused."""
 
 
 def build_cache(
+    cache: FeatureCache,
     source: Source,
     role: str,
     encode: Callable[[Tensor], Tensor],
-    folder: Path,
-    fingerprint: str,
     *,
     image_px: int,
     batch_size: int = 256,
-    rank: int = 0,
-    world_size: int = 1,
+    shard: Shard = WHOLE,
 ) -> None:
-    """Computes the features of one image of every record; resumes where it stopped.
+    """Computes the features of one image of every record that are missing.
 
-    Does nothing if the features exist. Features of another encoder are replaced; features of other
-    data are kept. The processes of a run share the work by rank, on one machine or one file system;
-    a later run with another number of processes can finish it. If several runs need the same
-    features, one computes them and the others wait.
+    A killed process loses the shard that it was working on. A later call, with any number of
+    processes, computes the rest.
 
     Args:
+        cache: the cache; its folder is created if missing.
         source: the records.
         role: role of the image in each record.
         encode: maps pixels [B, 3, P, P] to raw features [B, N, C].
-        folder: folder of the cache; created if missing.
-        fingerprint: identifies encoder, weights and preprocessing.
         image_px: side of the images in pixels.
         batch_size: number of images encoded together.
-        rank: number of this process.
-        world_size: number of processes; the cache is complete when all of them have returned.
+        shard: the part of the source's shards that this process does; the cache is complete when
+            all parts are done.
 
     Raises:
-        UsageError: if a feature is not finite in half precision, no image is readable, or the
-            disk is full.
+        UsageError: if a feature is not finite in half precision, no image is readable, the disk is
+            full, or the cache is of an older version.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = find_files(folder, source.name, role).array
-    wanted = (fingerprint, source.fingerprint())
-
-    def rows_of(positions: range, shape: tuple[int, ...] | None) -> _Rows:
-        return _encode(source, role, encode, positions, image_px, shape)
-
-    with locked(name.with_suffix(f".{rank}of{world_size}.lock")), ExitStack() as stack:
-        with locked(name.with_suffix(".lock")):
-            files = find_files(folder, source.name, role, wanted[1])
-            info = _start(source, files, wanted, batch_size, rows_of)
-            # Open files now: a run that replaces the cache later creates new files.
-            write = stack.enter_context(_writing(files, info))
-            done = files.done(info)
-        missing = [k for k in range(rank, len(done), world_size) if not done[k]]
-        if rank == 0:
-            _require_room(files, info, int((done == 0).sum()))
-        for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
-            write(number, rows_of(info.positions(number), info.shape[1:]))
+    files = cache.files(source, role)
+    missing = files.missing()
+    mine = [number for number in missing if number % shard.count == shard.number - 1]
+    if not mine:
+        return
+    work = _Work(source, role, encode, image_px, batch_size)
+    work.check(cache, files, missing)
+    total = sum(-(-files.lengths[number] // batch_size) for number in mine)
+    for _ in progress(work.run(files, mine), total=total, what=f"features of {work.what}, batches"):
+        pass
 
 
-def _start(
-    source: Source,
-    files: CacheFiles,
-    wanted: tuple[str, str],
-    batch_size: int,
-    rows_of: Callable[[range, tuple[int, ...] | None], _Rows],
-) -> CacheInfo:
-    """Returns the info of the existing cache, or creates the files with a first chunk."""
-    info = files.read_info()
-    if info is not None and (info.fingerprint, info.data) == wanted:
-        return info
-    if files.stored_info() is not None:
-        say(f"the feature cache {files.array} is damaged or of another encoder: computed again")
-    files.info.unlink(missing_ok=True)  # first, because it would describe the new array wrongly
-    info = CacheInfo(
-        fingerprint=wanted[0],
-        data=wanted[1],
-        shape=(len(source),),
-        chunk=batch_size,
-        hashes=HASHES,
-    )
-    number, rows = _first_rows(info, rows_of)
-    info = dataclasses.replace(info, shape=(len(source), *rows.features.shape[1:]))
-    files.left_out.unlink(missing_ok=True)
-    for file in files.sizes(info):
-        file.unlink(missing_ok=True)  # creates a new file: a run may still read the old one
-    _require_room(files, info, info.num_chunks)
-    for file, size in files.sizes(info).items():
-        with file.open("wb") as made:
-            made.truncate(size)
-    with _writing(files, info) as write:
-        write(number, rows)
-    write_atomic(files.info, json.dumps(dataclasses.asdict(info)))
-    return info
+class _Work:
+    """The computation of the features of a source and role; the arguments of `build_cache`."""
 
+    def __init__(
+        self,
+        source: Source,
+        role: str,
+        encode: Callable[[Tensor], Tensor],
+        image_px: int,
+        batch_size: int,
+    ) -> None:
+        self._source = source
+        self._role = role
+        self._encode = encode
+        self._image_px = image_px
+        self._batch_size = batch_size
+        self.what = f"{source.name}/{role}"
+        self._shape = tuple(self._features([self._first_image()]).shape[1:])
 
-def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
-    rows = min(num_chunks * info.chunk, info.shape[0])
-    require_room(
-        files.array.parent,
-        rows * (info.row_bytes + HASH_BYTES),
-        f"the features of {rows} images ({files.array.name})",
-        "choose a folder on another disk (data.feature_cache=FOLDER), or train without a cache "
-        "(data.feature_cache=null)",
-    )
+    def check(self, cache: FeatureCache, files: CacheFiles, missing: list[int]) -> None:
+        """Checks that the features of the missing shards can be stored."""
+        if cache.is_remote:
+            return
+        folder = Path(cache.folder)
+        older = folder / f"{self._source.name}.{self._role}.f16"
+        if older.exists():
+            raise UsageError(
+                f"{older} is a feature cache of an older version, which is no longer read: delete "
+                f"{older.with_suffix('')}.*, and the features are written again"
+            )
+        rows = sum(files.lengths[number] for number in missing)
+        require_room(
+            folder,
+            rows * row_bytes(self._shape),
+            f"the features of {rows} images ({files.folder})",
+            "choose a folder on another disk (data.feature_cache=FOLDER), or train without a cache "
+            "(data.feature_cache=null)",
+        )
 
+    def run(self, files: CacheFiles, numbers: list[int]) -> Iterator[None]:
+        """Writes the features of some shards; yields after each batch."""
+        held: list[int] = []
+        for number in numbers:
+            try:
+                yield from self._run_shard(files, number, "computes these features")
+            except HeldError:
+                held.append(number)
+        for number in held:  # wait for the others, and do what they did not finish
+            yield from self._run_shard(files, number, None)
 
-def _first_rows(
-    info: CacheInfo, rows_of: Callable[[range, tuple[int, ...] | None], _Rows]
-) -> tuple[int, _Rows]:
-    """Returns number and rows of a chunk with a readable image; the rows give the shape."""
-    failed = None
-    for number in range(0, info.num_chunks, max(1, info.num_chunks // _PROBES)):
-        try:
-            return number, rows_of(info.positions(number), None)
-        except _NoImageError as error:
-            failed = failed or error
-    raise failed or UsageError("there are no records to compute features for")
+    def _run_shard(self, files: CacheFiles, number: int, refusal: str | None) -> Iterator[None]:
+        end, length = files.ends[number], files.lengths[number]
+        with files.claimed(number, refusal):
+            if files.exists(number):
+                return
+            try:
+                with files.writing(number, self._shape) as write:
+                    for row in range(0, length, self._batch_size):
+                        rows = range(row, min(row + self._batch_size, length))
+                        write(*self._rows(rows, end - length))
+                        yield
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write {files.path(number)}: {reason_of(error)}; free some space and "
+                    "run the same command again to resume"
+                ) from error
 
+    def _rows(self, rows: range, start: int) -> tuple[NDArray[np.float16], list[LeftOut]]:
+        """Returns the features of some rows of the shard that begins at `start`, and notes.
 
-@contextmanager
-def _writing(files: CacheFiles, info: CacheInfo) -> Iterator[Callable[[int, _Rows], None]]:
-    """Yields a function that writes the rows of a chunk and then marks the chunk as done.
+        The features of unreadable images are NaN.
+        """
+        found: list[Tensor | LeftOut]
+        positions = [start + row for row in rows]
+        if self._source.is_remote:
+            with ThreadPoolExecutor(REMOTE_READS) as pool:
+                found = list(pool.map(self._read, rows, positions))
+        else:
+            found = list(map(self._read, rows, positions))
+        pixels = [one for one in found if isinstance(one, Tensor)]
+        features = np.full((len(rows), *self._shape), np.nan, dtype=np.float16)
+        if pixels:
+            features[[isinstance(one, Tensor) for one in found]] = self._features(pixels)
+        return features, [one for one in found if not isinstance(one, Tensor)]
 
-    It writes to files: a full disk would kill a process that writes to mapped memory.
-    """
-    with ExitStack() as stack:
-        rows_file = stack.enter_context(files.array.open("r+b"))
-        marks_file = stack.enter_context(files.marks.open("r+b"))
-        sums_file = stack.enter_context(files.sums.open("r+b")) if info.hashes else None
-
-        def write(number: int, rows: _Rows) -> None:
-            first = number * info.chunk
-            if rows.left_out:
-                with files.left_out.open("ab", buffering=0) as notes:
-                    lines = "".join(json.dumps(note) + "\n" for note in rows.left_out)
-                    _write(notes, lines.encode())  # in one call: other processes append as well
-            _write_at(rows_file, first * info.row_bytes, rows.features.tobytes())
-            if sums_file is not None:
-                hashes = b"".join(
-                    hash_row(row, info, first + k) for k, row in enumerate(rows.features)
-                )
-                _write_at(sums_file, first * HASH_BYTES, hashes)
-            _write_at(marks_file, number, b"\1")
-
-        yield write
-
-
-def _write_at(file: BinaryIO, place: int, data: bytes) -> None:
-    file.seek(place)
-    _write(file, data)
-
-
-def _write(file: BinaryIO | FileIO, data: bytes) -> None:
-    try:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {file.name}: {error.strerror}; free some space and run the same command "
-            "again to resume"
-        ) from error
-
-
-def _encode(
-    source: Source,
-    role: str,
-    encode: Callable[[Tensor], Tensor],
-    positions: range,
-    image_px: int,
-    shape: tuple[int, ...] | None,
-) -> _Rows:
-    """Returns the rows of some positions; NaN for unreadable images."""
-    pixels: dict[int, Tensor] = {}
-    left_out: list[LeftOut] = []
-    for row, position in enumerate(positions):
+    def _read(self, row: int, position: int) -> Tensor | LeftOut:
         key = "?"
         try:
-            key, images, _ = source.read(position)
-            pixels[row] = read_pixels(images, role, image_px)
+            key, images, _ = self._source.read(position)
+            return read_pixels(images, self._role, self._image_px)
         except (ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            left_out.append({"key": key, "position": position, "reason": reason})
-    if not pixels:
-        if shape is None:
-            raise _NoImageError(
-                f"no image {role!r} of {source.name} can be read: {left_out[-1]['reason']}"
+            return LeftOut(row=row, key=key, reason=" ".join(str(error).split()))
+
+    def _features(self, pixels: list[Tensor]) -> NDArray[np.float16]:
+        features = self._encode(torch.stack(pixels)).to("cpu", torch.float16).numpy()
+        if not np.isfinite(features).all():
+            raise UsageError(
+                f"image features of {self.what} are outside the range of half precision; train "
+                "without a feature cache (data.feature_cache=null)"
             )
-        empty = np.full((len(positions), *shape), np.nan, dtype=np.float16)
-        return _Rows(features=empty, left_out=left_out)
-    features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
-    if not np.isfinite(features).all():
-        raise UsageError(
-            f"image features of {source.name}/{role} are outside the range of half precision; "
-            "train without a feature cache (data.feature_cache=null)"
-        )
-    rows = np.full((len(positions), *features.shape[1:]), np.nan, dtype=np.float16)
-    rows[list(pixels)] = features
-    return _Rows(features=rows, left_out=left_out)
+        return features
+
+    def _first_image(self) -> Tensor:
+        """Returns a readable image of the source; its features give the shape of all."""
+        reason = "there are no records"
+        for position in range(0, len(self._source), max(1, len(self._source) // _PROBES)):
+            found = self._read(0, position)
+            if isinstance(found, Tensor):
+                return found
+            reason = found["reason"]
+        raise UsageError(f"no image {self._role!r} of {self._source.name} can be read: {reason}")

@@ -1,50 +1,68 @@
 """Reads cached image features and checks them.
 
-If a row has changed since it was written, the run stops; the next start computes its chunk again.
+If a row has changed since it was written, the run stops, and the next start computes its shard
+again. A row and its hash are one read, from a disk as from a store. Files are not mapped to memory:
+a system allows only some 65,000 maps, and a large source has as many shards.
 """
 
+import bisect
 import dataclasses
-import os
 from contextlib import suppress
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from blip3o.core.errors import UsageError
-from blip3o.core.log import say
-from blip3o.data.cache_files import HASH_BYTES, CacheFiles, CacheInfo, LeftOut, find_files, hash_row
+from blip3o.core.errors import UsageError, reason_of
+from blip3o.data.cache_files import CacheFiles, LeftOut, ShardInfo
 from blip3o.data.sources import Source
+from blip3o.data.sources.files import is_remote, store_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Opened:
-    """The mapped files of a cache."""
+    """The files of a source and role, and the description of each shard."""
 
     files: CacheFiles
-    info: CacheInfo
-    array: NDArray[np.float16]
-    sums: NDArray[np.uint8] | None
+    shards: list[ShardInfo]
 
 
 class FeatureCache:
     """Cached features of several sources and roles.
 
     Args:
-        folder: folder of the cache.
+        folder: folder of the cache, or its address in a store such as "s3://bucket/features".
         fingerprint: required encoder, weights and preprocessing.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: str, fingerprint: str) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
-        self._data: dict[tuple[str, str], str] = {}
+        self.is_remote = is_remote(folder)
+        self._store = store_of(folder)
         self._opened: dict[tuple[str, str], _Opened] = {}
 
+    def files(self, source: Source, role: str) -> CacheFiles:
+        """Returns the files of a source and role; they need not exist."""
+        return CacheFiles(self.folder, source, role, self.fingerprint)
+
+    def open(self, source: Source, role: str) -> None:
+        """Finds the features of a source and role for later reads.
+
+        Raises:
+            UsageError: if features of this encoder and these records are missing or damaged.
+        """
+        files = self.files(source, role)
+        infos = files.infos()
+        shards = [info for info in infos if info is not None]
+        if len(shards) < len(infos):
+            raise UsageError(
+                f"{len(infos) - len(shards)} of {len(infos)} shards of {source.name}/{role} have "
+                f"no features in {files.folder}; `blip3o data cache` computes them"
+            )
+        self._opened[source.name, role] = _Opened(files=files, shards=shards)
+
     def get(self, source: str, role: str, position: int) -> Tensor:
-        """Returns the features [N, C] of one image, float16.
+        """Returns the features [N, C] of one image, float16, after `open`.
 
         Args:
             source: name of the data source.
@@ -53,105 +71,45 @@ class FeatureCache:
 
         Raises:
             ValueError: if the image was unreadable when the cache was built.
-            UsageError: if the cache is missing, unfinished, damaged, or belongs to another encoder
-                or other data.
+            UsageError: if the features are damaged or cannot be read.
         """
-        opened = self._open(source, role)
-        row = opened.array[position].copy()
-        sums = opened.sums
-        if sums is not None and hash_row(row, opened.info, position) != sums[position].tobytes():
-            raise _damaged(opened, position)
-        if np.isnan(row.flat[0]):
-            note = opened.files.read_left_out().get(position)
-            reason = f": {note['reason']}" if note is not None else ""
+        opened = self._opened[source, role]
+        files = opened.files
+        number = bisect.bisect_right(files.ends, position)
+        row = position - files.ends[number] + files.lengths[number]
+        info = opened.shards[number]
+        if row in info.left_out:
             raise ValueError(
-                f"the image {role!r} could not be read when its features were cached{reason}"
+                f"the image {role!r} could not be read when its features were cached: "
+                f"{info.left_out[row]['reason']}"
             )
-        return torch.from_numpy(row)
-
-    def left_out(self, source: Source, role: str) -> dict[int, LeftOut]:
-        """Returns the records whose image is unreadable, by position; call `check` before."""
-        opened = self._open(source.name, role)
-        notes = opened.files.read_left_out()
-        return {k: note for k, note in notes.items() if np.isnan(opened.array[k].flat[0])}
-
-    def is_complete(self, source: str, role: str, data: str | None = None) -> bool:
-        """Returns whether the cache of a source and role is complete and of the right encoder.
-
-        `data` is the fingerprint of the records; None stands for the first data of this name.
-        """
         try:
-            self._info(find_files(self.folder, source, role, data), f"{source}/{role}", data)
-        except UsageError:
-            return False
-        return True
+            features = files.read(self._store, number, row, info.shape)
+        except OSError as error:  # not the fault of the record
+            raise UsageError(f"cannot read {files.path(number)}: {reason_of(error)}") from error
+        if features is None:
+            raise _damaged(files, number, position)
+        return torch.from_numpy(features)
 
-    def check(self, source: Source, role: str) -> None:
-        """Checks that the cache holds the features of a source; later reads use these features.
-
-        Raises:
-            UsageError: if the cache is missing, unfinished, or of another encoder or other data.
-        """
-        data = source.fingerprint()
-        files = find_files(self.folder, source.name, role, data)
-        plain = find_files(self.folder, source.name, role)
-        if not files.info.exists() and plain.info.exists():
-            raise _other_data(plain)
-        info = self._info(files, f"{source.name}/{role}", data)
-        if info.hashes is None:
-            say(f"{files.array} is of an older version without hashes: damage is not detected")
-        self._data[source.name, role] = data
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_opened": {}}  # each worker maps the files itself
-
-    def _open(self, source: str, role: str) -> _Opened:
-        if (source, role) not in self._opened:
-            data = self._data.get((source, role))
-            files = find_files(self.folder, source, role, data)
-            info = self._info(files, f"{source}/{role}", data)
-            array = np.memmap(files.array, dtype=np.float16, mode="r", shape=info.shape)
-            sums = None
-            if info.hashes is not None:
-                shape = (info.shape[0], HASH_BYTES)
-                sums = np.memmap(files.sums, dtype=np.uint8, mode="r", shape=shape)
-            self._opened[source, role] = _Opened(
-                files=files,
-                info=info,
-                array=array.view(np.ndarray),
-                sums=None if sums is None else sums.view(np.ndarray),
-            )
-        return self._opened[source, role]
-
-    def _info(self, files: CacheFiles, what: str, data: str | None) -> CacheInfo:
-        info = files.read_info()
-        if info is None:
-            raise UsageError(f"no complete feature cache of {what} in {self.folder}")
-        if info.fingerprint != self.fingerprint:
-            raise UsageError(
-                f"the feature cache {files.array} was made by another image encoder; delete it"
-            )
-        if data is not None and info.data != data:
-            raise _other_data(files)
-        if not files.done(info).all():
-            raise UsageError(f"the feature cache {files.array} is unfinished; build it again")
-        return info
+    def left_out(self, source: str, role: str) -> dict[int, LeftOut]:
+        """Returns the records whose image is unreadable, by position, after `open`."""
+        opened = self._opened[source, role]
+        starts = [0, *opened.files.ends]
+        return {
+            start + row: note
+            for start, info in zip(starts, opened.shards, strict=False)
+            for row, note in info.left_out.items()
+        }
 
 
-def _other_data(files: CacheFiles) -> UsageError:
-    return UsageError(f"the feature cache {files.array} was made from other data; delete it")
-
-
-def _damaged(opened: _Opened, position: int) -> UsageError:
-    """Marks the chunk of a changed row as missing and returns the error."""
-    todo = f"delete it: {opened.files.array} and the files of the same name"
-    with suppress(OSError), opened.files.marks.open("r+b") as marks:
-        marks.seek(position // opened.info.chunk)
-        marks.write(b"\0")
-        marks.flush()
-        os.fsync(marks.fileno())
-        todo = "run the same command again: it computes this part again"
+def _damaged(files: CacheFiles, number: int, position: int) -> UsageError:
+    """Removes the features of a shard and returns the error."""
+    path = files.path(number)
+    todo = "delete it"
+    with suppress(OSError, UsageError):
+        files.remove(number)
+        todo = "run the same command again: it computes this shard again"
     return UsageError(
-        f"the feature cache {opened.files.array} is damaged: the row of record {position} has "
-        f"changed since it was written; {todo}"
+        f"the feature cache {path} is damaged: the row of record {position} has changed since it "
+        f"was written; {todo}"
     )

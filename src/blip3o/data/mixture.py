@@ -79,7 +79,8 @@ class DataConfig:
         mixture: sources with tasks and weights.
         max_text_tokens: longer conversations and captions count as bad samples.
         num_workers: loader processes; 0 loads in the training process. Batches do not depend on it.
-        feature_cache: folder of cached image features; None computes features during training.
+        feature_cache: folder of cached image features, or its address in a store
+            ("s3://bucket/features"); None computes features during training.
         bad_sample_limit: share of bad samples, in [0, 1], above which the run stops. Ten bad
             samples are always tolerated, unless the limit is 0.
     """

@@ -20,14 +20,13 @@ from blip3o.core.types import Example, Record
 from blip3o.data.collate import Prepared, Preparer
 from blip3o.data.mixture import DataConfig, Mixture, Slot
 from blip3o.data.sources import read_record
+from blip3o.data.sources.files import REMOTE_READS
 from blip3o.data.tasks import get_task, make_example
 
 MAX_REPLACEMENTS = 100
 """The run stops after this many bad records in a row."""
 BEFORE_TRAINING = -1
 """Sample index of records that were found bad before the first step."""
-_REMOTE_READS = 16
-"""Number of remote records that one process reads in parallel."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +76,12 @@ class Samples:
         if preparer.cache is not None:
             wanted = zip(self.mixture.sources, roles, strict=True)
             for source, role in {(source, role) for source, some in wanted for role in some}:
-                preparer.cache.check(source, role)
+                preparer.cache.open(source, role)
         self.preparer = preparer
         self._seed = seed
 
     def prepare_all(self, indices: Iterable[int], bad: list[BadSample]) -> list[Prepared]:
-        """Returns samples in order. Remote records are read in parallel, local ones one by one.
+        """Returns samples in order. Remote records and features are read in parallel.
 
         Args:
             indices: global numbers of the samples.
@@ -90,11 +89,13 @@ class Samples:
         """
         slots = [self.mixture.slot(index) for index in indices]
         bad_by_slot: list[list[BadSample]] = [[] for _ in slots]
-        pool = ThreadPoolExecutor(_REMOTE_READS)  # starts a thread only when work is submitted
+        cache = self.preparer.cache
+        has_remote_cache = cache is not None and cache.is_remote
+        pool = ThreadPoolExecutor(REMOTE_READS)  # starts a thread only when work is submitted
         try:
             get_sample: list[Callable[[], Prepared]] = []
             for slot, notes in zip(slots, bad_by_slot, strict=True):
-                if self.mixture.sources[slot.entry].is_remote:
+                if self.mixture.sources[slot.entry].is_remote or has_remote_cache:
                     get_sample.append(pool.submit(self.prepare, slot, notes).result)
                 else:
                     get_sample.append(functools.partial(self.prepare, slot, notes))

@@ -108,7 +108,7 @@ def entry(
     max_turns: int | None = None,
     conversation: str | None = None,
 ) -> MixtureEntry:
-    """Returns a task on "scenes", "edits" or "pairs" of the scenes data set; see `MixtureEntry`."""
+    """Returns a task on a kind of samples of the scenes data set, such as "pairs"."""
     source = WebDatasetConfig(path=f"{SCENES}/{shards}-*.tar", name=shards)
     return MixtureEntry(
         source=source, task=task, weight=weight, max_turns=max_turns, conversation=conversation

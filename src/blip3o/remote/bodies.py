@@ -1,8 +1,9 @@
 """The bodies of requests and answers: fields of the user, replies in JSON, messages of errors."""
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from blip3o.core.errors import UsageError, first_line
 
@@ -27,6 +28,49 @@ def with_extra(
         if name in extra:
             raise UsageError(f"extra cannot hold {name!r}: this field is not a setting")
     return {name: value for name, value in {**fields, **extra}.items() if value is not None}
+
+
+class FormFile(NamedTuple):
+    """A file of a form.
+
+    Args:
+        field: name of its field.
+        name: name of the file.
+        media_type: its type.
+        data: its content.
+    """
+
+    field: str
+    name: str
+    media_type: str
+    data: bytes
+
+
+def form(fields: Mapping[str, object], files: Sequence[FormFile]) -> tuple[bytes, str]:
+    """Returns the body of a form with files, and its content type.
+
+    Args:
+        fields: fields of the form; values that are no texts are written as JSON.
+        files: its files.
+    """
+    mark = uuid.uuid4().hex
+    parts = [
+        (f'name="{key}"', "text/plain; charset=utf-8", _text(value).encode())
+        for key, value in fields.items()
+    ]
+    parts += [
+        (f'name="{one.field}"; filename="{one.name}"', one.media_type, one.data) for one in files
+    ]
+    start = f"--{mark}\r\nContent-Disposition: form-data;"
+    body = b"".join(
+        f"{start} {head}\r\nContent-Type: {kind}\r\n\r\n".encode() + data + b"\r\n"
+        for head, kind, data in parts
+    )
+    return body + f"--{mark}--\r\n".encode(), f"multipart/form-data; boundary={mark}"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_reply(data: bytes) -> Any:  # noqa: ANN401  (JSON)

@@ -12,9 +12,8 @@ from blip3o.remote.attempts import Attempts, Message
 from blip3o.remote.bodies import label, read_reply, valid_text, with_extra
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
 from blip3o.remote.cost import Budget
-from blip3o.remote.http import Server, ServerSettings
+from blip3o.remote.http import CHAT_END, Server, ServerSettings
 
-_END = "/chat/completions"
 _FIXED_FIELDS = ("messages", "model", "n", "stream")
 """Fields of a request's body that settings may not replace."""
 
@@ -37,7 +36,7 @@ class ChatClient:
         self.name = settings.full_name
         self._settings = settings
         self._server = Server(settings)
-        self._address = self._server.address(_END)
+        self._address = self._server.address(CHAT_END)
         self._attempts = Attempts(
             self._server, budget, write=self._message, read=self._read, end=Answer
         )
@@ -73,7 +72,8 @@ class ChatClient:
         return self._attempts.ask(request, stop, account)
 
     def _message(self, request: ChatRequest) -> Message:
-        return Message(address=self._address, body=_body(self._settings.model, request))
+        body = json.dumps(chat_body(self._settings.model, request)).encode()
+        return Message(address=self._address, body=body)
 
     def _read(self, request: ChatRequest, data: bytes) -> Answer:
         answer = read_answer(data)
@@ -140,8 +140,12 @@ def _first_token(logprobs: Any) -> tuple[tuple[str, float], ...]:  # noqa: ANN40
     return tuple((valid_text(one["token"]), float(one["logprob"])) for one in likeliest)
 
 
-def _body(model: str, request: ChatRequest) -> bytes:
+def chat_body(model: str, request: ChatRequest) -> dict[str, object]:
     """Returns the body of a request; a field of `extra` that is None removes that field.
+
+    Args:
+        model: name of the model at the server.
+        request: the request.
 
     Raises:
         UsageError: if `extra` holds a field that it may not replace.
@@ -159,7 +163,7 @@ def _body(model: str, request: ChatRequest) -> bytes:
     }
     if request.top_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    return json.dumps(with_extra(fields, request.extra, _FIXED_FIELDS)).encode()
+    return with_extra(fields, request.extra, _FIXED_FIELDS)
 
 
 def _part(part: str | ChatImage) -> dict[str, object]:

@@ -3,21 +3,20 @@
 import dataclasses
 import datetime
 import email.utils
+import math
 import os
 import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.errors import UsageError, first_line, shown
 from blip3o.remote.bodies import error_message
 
-if TYPE_CHECKING:
-    import httpx
-
 OPENAI_URL = "https://api.openai.com/v1"
+CHAT_END = "/chat/completions"
+"""End of the address of chat requests, which users may write after that of the server."""
 _AGAIN = (408, 409, 425, 429)
 """Statuses below 500 after which another attempt may succeed."""
 _REFUSAL_CODES = ("content_filter", "content_policy_violation")
@@ -25,6 +24,7 @@ _REFUSAL_CODES = ("content_filter", "content_policy_violation")
 _NO_CREDIT = "insufficient_quota"
 _CONNECT_S = 30.0
 _LARGEST_BYTES = 64 * 2**20
+_LARGEST_FILE = 2**30
 _SHORTEST_SECRET = 8
 """Shorter keys are placeholders of servers without keys; hiding "1" would damage the answers."""
 
@@ -162,28 +162,44 @@ class Server:
         """
         place = urllib.parse.urlsplit(self.settings.url.strip())
         path = place.path.rstrip("/")
-        return place._replace(path=path if path.endswith(end) else path + end, fragment="").geturl()
+        if not path.endswith(end):
+            path = path.removesuffix(CHAT_END) + end
+        return place._replace(path=path, fragment="").geturl()
 
-    def post(self, address: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    def post(
+        self, address: str, body: bytes, headers: Mapping[str, str], *, is_file: bool = False
+    ) -> bytes:
         """Returns the body of the answer to one attempt; the key is hidden in it.
 
         Args:
             address: address of the endpoint.
             body: body of the request.
             headers: headers of the request, with its content type.
+            is_file: whether the body or the answer is a file, which may be large and take any time
+                as long as it goes on.
 
         Raises:
             TransientError: if another attempt may succeed.
             RefusedError: if the server refuses the content of the request.
             UsageError: if no attempt can succeed.
         """
+        return self._exchange("POST", address, body, headers, is_file=is_file)
+
+    def get(self, address: str, *, is_file: bool = False) -> bytes:
+        """Returns the body of the answer to one attempt; the arguments and errors are `post`'s."""
+        return self._exchange("GET", address, b"", {}, is_file=is_file)
+
+    def _exchange(
+        self, method: str, address: str, body: bytes, headers: Mapping[str, str], *, is_file: bool
+    ) -> bytes:
         import httpx
 
         limit_s = self.settings.timeout_s
-        ends = time.monotonic() + limit_s
+        ends = math.inf if is_file else time.monotonic() + limit_s
+        most_bytes = _LARGEST_FILE if is_file else _LARGEST_BYTES
         data = bytearray()
         try:
-            with self._http.stream("POST", address, content=body, headers=headers) as response:
+            with self._http.stream(method, address, content=body, headers=headers) as response:
                 self.was_reached = True
                 for chunk in response.iter_bytes():
                     data += chunk
@@ -191,7 +207,7 @@ class Server:
                         raise TransientError(
                             f"no complete answer in {limit_s:g} s", is_charged=True
                         )
-                    if len(data) > _LARGEST_BYTES:
+                    if len(data) > most_bytes:
                         raise TransientError("the answer is too large", is_charged=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = first_line(error)
@@ -209,12 +225,20 @@ class Server:
         if len(self._key) >= _SHORTEST_SECRET:  # some servers repeat the key in their messages
             hidden = hidden.replace(self._key.encode(), b"[key]")
         if not 200 <= response.status_code < 300:
-            raise self._fault(address, response, hidden)
+            raise self.fault(address, response.status_code, response.headers, hidden)
         return hidden
 
-    def _fault(self, address: str, response: "httpx.Response", data: bytes) -> Exception:
-        """Returns the error for a status that is not a success."""
-        status = response.status_code
+    def fault(
+        self, address: str, status: int, headers: Mapping[str, str], data: bytes
+    ) -> TransientError | RefusedError | UsageError:
+        """Returns the error for a status that is not a success.
+
+        Args:
+            address: address of the endpoint.
+            status: the status.
+            headers: headers of the answer, whose names are found in any case.
+            data: body of the answer.
+        """
         message, code = error_message(data)
         fault = f"HTTP {status}" + (f": {message}" if message else "")
         if code in _REFUSAL_CODES:
@@ -222,9 +246,9 @@ class Server:
         if code == _NO_CREDIT:
             return UsageError(f"{address} answers {fault}: add credit to the account")
         if status in _AGAIN or status >= 500:
-            return TransientError(fault, pause_s=retry_after_s(response.headers))
+            return TransientError(fault, pause_s=retry_after_s(headers))
         if 300 <= status < 400:
-            target = response.headers.get("location", "another address")
+            target = headers.get("location", "another address")
             return UsageError(f"{address} answers {fault}: it redirects to {target}; use that")
         variable = self.settings.key_variable
         remedies = {

@@ -6,14 +6,13 @@ import dataclasses
 import io
 import json
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from blip3o.core.errors import UsageError, first_line, shown
 from blip3o.remote.attempts import Attempts, Message
-from blip3o.remote.bodies import label, read_reply, with_extra
+from blip3o.remote.bodies import FormFile, form, label, read_reply, with_extra
 from blip3o.remote.chat import AnswerOutcome
 from blip3o.remote.cost import Budget
 from blip3o.remote.http import Server, ServerSettings
@@ -162,7 +161,12 @@ class ImageClient:
         if not request.images:
             address = self._server.address(_GENERATIONS)
             return Message(address=address, body=json.dumps(fields).encode())
-        body, content_type = _form(fields, request.images)
+        name = "image" if len(request.images) == 1 else "image[]"
+        files = [
+            FormFile(name, f"{number}.png", "image/png", data)
+            for number, data in enumerate(request.images)
+        ]
+        body, content_type = form(fields, files)
         return Message(address=self._server.address(_EDITS), body=body, content_type=content_type)
 
     def _read(self, _: ImageRequest, data: bytes) -> ImageAnswer:
@@ -186,30 +190,6 @@ class ImageClient:
             raise ValueError(f"the answer holds no image: {data[:80]!r}") from error
         _decoded(answer.data)
         return answer
-
-
-def _form(fields: dict[str, object], images: Sequence[bytes]) -> tuple[bytes, str]:
-    """Returns the body of a form with files, and its content type."""
-    mark = uuid.uuid4().hex
-    name = "image" if len(images) == 1 else "image[]"
-    parts = [
-        (f'name="{key}"', "text/plain; charset=utf-8", _text(value).encode())
-        for key, value in fields.items()
-    ]
-    parts += [
-        (f'name="{name}"; filename="{number}.png"', "image/png", data)
-        for number, data in enumerate(images)
-    ]
-    start = f"--{mark}\r\nContent-Disposition: form-data;"
-    body = b"".join(
-        f"{start} {head}\r\nContent-Type: {kind}\r\n\r\n".encode() + data + b"\r\n"
-        for head, kind, data in parts
-    )
-    return body + f"--{mark}--\r\n".encode(), f"multipart/form-data; boundary={mark}"
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _decoded(data: bytes) -> Image.Image:

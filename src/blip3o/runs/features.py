@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from blip3o.core.config import to_dict
 from blip3o.core.device import resolve_device
 from blip3o.core.distributed import rank, world_size
 from blip3o.core.errors import UsageError
+from blip3o.core.shard import WHOLE, Shard
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import IMAGES
 from blip3o.imaging.load import READING
@@ -21,15 +21,16 @@ _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
 `imaging.load.READING` does the same for the way in which files are read."""
 
 
-def feature_cache(config: RunConfig, encoder: nn.Module) -> FeatureCache:
+def feature_cache(config: RunConfig, encoder: nn.Module, shard: Shard = WHOLE) -> FeatureCache:
     """Returns the cache of all images that a run uses; all processes compute missing features.
 
-    The features of a source are bound to its data. If the data changed, the old features are kept
+    The features of a shard are bound to its data. If the data changed, the old features are kept
     and new ones are computed.
 
     Args:
         config: the run; `data.feature_cache` names the folder.
         encoder: its frozen image encoder; it is moved to the run's device.
+        shard: the part of each source's shards that this run does.
 
     Raises:
         UsageError: if the run trains the encoder, a source is missing, or features cannot be
@@ -40,9 +41,8 @@ def feature_cache(config: RunConfig, encoder: nn.Module) -> FeatureCache:
             "data.feature_cache needs a frozen image encoder, and this run trains it; "
             "set data.feature_cache=null"
         )
-    fingerprint = encoder_fingerprint(config, encoder)
-    folder = Path(str(config.data.feature_cache))
-    cache = FeatureCache(folder, fingerprint)
+    cache = FeatureCache(str(config.data.feature_cache), encoder_fingerprint(config, encoder))
+    part = Shard((shard.number - 1) * world_size() + rank() + 1, shard.count * world_size())
     device = resolve_device(config.train.device)
     encoder = encoder.to(device).eval()
 
@@ -53,17 +53,14 @@ def feature_cache(config: RunConfig, encoder: nn.Module) -> FeatureCache:
     for entry in config.data.mixture:
         source = entry.source.build()
         for role in IMAGES[entry.task]:
-            if not cache.is_complete(source.name, role, source.fingerprint()):
-                build_cache(
-                    source,
-                    role,
-                    encode,
-                    folder,
-                    fingerprint,
-                    image_px=config.model.image_encoder.image_px,
-                    rank=rank(),
-                    world_size=world_size(),
-                )
+            build_cache(
+                cache,
+                source,
+                role,
+                encode,
+                image_px=config.model.image_encoder.image_px,
+                shard=part,
+            )
     return cache
 
 

@@ -133,12 +133,15 @@ def _take(
     init: InitConfig,
     number: int,
 ) -> None:
-    """Copies the parts of a stored model into a model, one tensor at a time."""
+    """Copies the parts of a stored model, or a share of them, into a model tensor by tensor."""
     own = model.state_dict()
     names = _check_fit(_shapes_of(own), _shapes_of(stored), init, number)
     with torch.no_grad():
         for name in names:
-            own[name].copy_(read(stored[_source(name, init)]))
+            value = read(stored[_source(name, init)])
+            if init.share < 1:
+                value = torch.lerp(own[name], value.to(own[name]), init.share)
+            own[name].copy_(value)
 
 
 def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> list[str]:

@@ -87,12 +87,12 @@ class LeftOut:
     def _without_features(self, cache: FeatureCache) -> Iterator[BadSample]:
         for entry, source in zip(self._config.mixture, self._loader.sources, strict=True):
             for role in IMAGES[entry.task]:
-                for position, note in cache.left_out(source, role).items():
+                for position, note in cache.left_out(source.name, role).items():
                     yield BadSample(
                         source=source.name,
-                        key=str(note.get("key", "?")),
+                        key=note["key"],
                         index=BEFORE_TRAINING,
-                        reason=str(note.get("reason", "the image cannot be read")),
+                        reason=note["reason"],
                         position=position,
                     )
 

@@ -22,6 +22,7 @@ class ScenesConfig:
         num_edits: pairs of images, before and after an instruction.
         num_pairs: images of two objects with captions of their relation.
         num_chains: conversations of two or three edits that build on each other.
+        num_groups: images of three or four things, or of two of which one occurs more than once.
         seed: seed of the whole data set.
         px: side of the images.
         split: "train", "val" or "heldout".
@@ -34,6 +35,7 @@ class ScenesConfig:
     num_edits: int = 20_000
     num_pairs: int = 20_000
     num_chains: int = 0
+    num_groups: int = 0
     seed: int = 0
     px: int = 96
     split: str = "train"
@@ -56,7 +58,7 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
 
 
 _OWN = {
-    SCENES: ScenesConfig(),
+    SCENES: ScenesConfig(num_groups=20_000),
     f"{SCENES}-small": ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0),
     SMALL_WORLD_SCENES: ScenesConfig(
         num_scenes=12_000, num_pairs=6000, num_edits=0, world=SMALL_WORLD

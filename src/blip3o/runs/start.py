@@ -14,6 +14,7 @@ from blip3o.core.distributed import is_main, main_first, process_group
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_folder, check_plain_name, home_path
 from blip3o.core.log import say
+from blip3o.core.shard import WHOLE, Shard
 from blip3o.recipes import RECIPES
 from blip3o.runs import is_run_file
 from blip3o.runs.assemble import MODEL, assemble
@@ -120,15 +121,16 @@ def train(config: RunConfig, run_dir: Path) -> None:
 
 @process_group()
 @_explain_derived()
-def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
+def cache_features(recipe: str, overrides: Sequence[str], shard: Shard = WHOLE) -> str:
     """Caches the image features that a recipe trains on; all processes share the work.
 
     Args:
         recipe: a recipe of one stage or a YAML file, with a `data.feature_cache`.
         overrides: `path=value` changes.
+        shard: the part of each source's shards that these processes do.
 
     Returns:
-        The folder of the cache.
+        The folder of the cache, or its address.
 
     Raises:
         UsageError: if the recipe has several stages or no cache, or trains its image encoder.
@@ -143,8 +145,7 @@ def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     with main_first():
         ensure_scenes(config.data)
     model = build_model(config)[1]
-    feature_cache(config, model.image_encoder)
-    return Path(config.data.feature_cache)
+    return feature_cache(config, model.image_encoder, shard).folder
 
 
 def _load_file(file: Path) -> RunConfig | Stages:

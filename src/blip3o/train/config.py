@@ -159,11 +159,18 @@ class InitConfig:
             -> prefix of the stored names; the longest matching prefix counts. For example, image
             layers that start as copies of the text layers take
             `{generator.decoder: backbone.decoder}`.
+        share: share of these weights, in (0, 1]; the rest is that of the entries before. 0.5 starts
+            from the mean of two models of the same origin.
     """
 
     folder: LocalPath
     parts: tuple[str, ...] = ()
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {self.share:g}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,27 @@
-"""Data sets for the tests of curation."""
+"""Data sets and whole runs for the tests of curation."""
 
+import base64
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from blip3o.core.config import from_dict
+from blip3o.curate.config import CurateConfig
 from blip3o.curate.desk import Desk
+from blip3o.curate.draft import Draft
 from blip3o.curate.images import ImageStore
+from blip3o.curate.publish import publish
+from blip3o.curate.run import Curation
+
+Server = Any  # the class in tests/unit/conftest.py
 
 
 @pytest.fixture
@@ -72,3 +82,98 @@ def recompressed() -> Callable[[Image.Image, int], Image.Image]:
         return Image.open(buffer).convert("RGB")
 
     return make
+
+
+GRAMMAR = """
+words:
+  thing: [cat, dog, bird, boat, lamp, chair, tree, clock, drum, kite, shoe, spoon]
+  color: [red, green, blue, black, white, brown, pink, gray]
+categories:
+  plain: ["a {color:1} {thing:1} beside a {color:2} {thing:2}"]
+"""
+
+
+def image_of(prompt: str, seed: int) -> bytes:
+    """Returns the image of a prompt: other colors for other prompts and seeds."""
+    digest = hashlib.sha256(f"{prompt} {seed}".encode()).digest()
+    image = Image.new("RGB", (64, 64), tuple(digest[:3]))
+    image.paste(tuple(digest[3:6]), (8 + digest[6] % 16, 8, 40, 30 + digest[7] % 30))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def grades_of(body: Mapping[str, Any]) -> str:
+    """Returns grades that depend on the image: about a third of the images fail."""
+    content = body["messages"][-1]["content"]
+    url = next(part["image_url"]["url"] for part in content if part["type"] == "image_url")
+    data = base64.b64decode(url.partition(",")[2])
+    grade = 3 if hashlib.sha256(data).digest()[0] < 85 else 9
+    return f"Fine.\nAlignment: {grade}\nSoundness: 9\nQuality: 9"
+
+
+class Lab:
+    """Whole curations of 24 drafts with the server as painter and judge."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self._grammar = folder / "grammar.yaml"
+        self._grammar.write_text(GRAMMAR, encoding="utf-8")
+        server.reply = self.answer
+
+    def answer(self, call: Any) -> Any:
+        """Returns the usual answer of the server."""
+        if "prompt" in call.body:
+            return self._server.image(image_of(call.body["prompt"], call.body["seed"]))
+        return self._server.text(grades_of(call.body))
+
+    @staticmethod
+    def key_of(call: Any) -> str:
+        """Returns a name of a request's whole content."""
+        return hashlib.sha256(json.dumps(call.body, sort_keys=True).encode()).hexdigest()
+
+    def config(self, served: Mapping[str, Any] | None = None, **changes: Any) -> CurateConfig:
+        """Returns the settings of a run; `served` changes both of its models."""
+        common = {"kind": "openai", "url": self._server.url, "key_variable": "", "license": "MIT"}
+        common |= {"pause_s": 0.01, "timeout_s": 2.0, "max_in_flight": 4, **(served or {})}
+        data = {
+            "name": "tiny",
+            "num_drafts": 24,
+            "unit_size": 4,
+            "categories": {"plain": 1.0},
+            "models": [
+                {**common, "name": "painter", "model": "p", "image_price": 1.0},
+                {**common, "name": "judge", "model": "j"},
+            ],
+            "stages": [
+                {"kind": "templates", "grammar": str(self._grammar)},
+                {"kind": "draw", "model": "painter"},
+                {"kind": "judge", "model": "judge"},
+                {"kind": "draw", "name": "draw_again", "model": "painter"},
+                {"kind": "judge", "name": "judge_again", "model": "judge"},
+                {"kind": "dedup", "image": None},
+            ],
+        }
+        return from_dict(CurateConfig, {**data, **changes})
+
+    @staticmethod
+    def finish(config: CurateConfig, out: Path) -> list[Draft]:
+        """Returns the drafts of a whole run, whose set is published."""
+        curation = Curation(config, out)
+        drafts = curation.run()
+        assert drafts is not None
+        publish(config, drafts, curation.images, out)
+        return drafts
+
+    @staticmethod
+    def content_of(out: Path) -> dict[str, str]:
+        """Returns the hash of each file of a finished set, but not of the settings and indices."""
+        files = [out / "records.jsonl", out / "preferences.jsonl", *(out / "data").glob("*.tar")]
+        files += [out / "data" / "scores.parquet", out / "data" / "README.md"]
+        return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
+
+
+@pytest.fixture
+def lab(server: Server, tmp_path: Path) -> Lab:
+    """Whole curations with the server."""
+    return Lab(server, tmp_path)

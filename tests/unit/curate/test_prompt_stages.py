@@ -46,7 +46,10 @@ def desk(folder: Path, model: CurateModel | None = None, seed: int = 0) -> Desk:
 
 
 def drafts(*categories: str) -> list[Draft]:
-    return [Draft(slot=slot, category=one) for slot, one in enumerate(categories)]
+    return [
+        Draft(slot=slot, category=one, rank=categories[:slot].count(one))
+        for slot, one in enumerate(categories)
+    ]
 
 
 @pytest.mark.parametrize("name", ["templates", "write", "mine", "decontaminate", "scenes"])
@@ -170,7 +173,7 @@ def test_mine_takes_each_record_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     lines = [json.dumps({"caption": f"caption {number}"}) for number in range(20)]
     file.write_text("\n".join(lines), encoding="utf-8")
-    stage = MineStage(data=str(file), license="CC0", categories=("x",))
+    stage = MineStage(data=str(file), license="CC0", category="x")
     given = drafts(*["x"] * 20, "y")
     done = stage.run(given, desk(tmp_path))
     found = [one.prompt for one in done[:20]]
@@ -181,21 +184,21 @@ def test_mine_takes_each_record_once(tmp_path: Path) -> None:
     assert done[0].steps[0].license == "CC0"
     assert str(file) in done[0].steps[0].text
     assert len(stage.fingerprint()) > 8
-    with pytest.raises(UsageError, match="has 20 records, but draft 20 needs one more"):
-        stage.run([Draft(slot=20, category="x")], desk(tmp_path))
+    with pytest.raises(UsageError, match="has 20 records, but the plan has more drafts of x"):
+        stage.run([Draft(slot=9, category="x", rank=20)], desk(tmp_path))
     with pytest.raises(UsageError, match="need a license"):
-        MineStage(data=str(file), license=" ")
+        MineStage(data=str(file), license=" ", category="x")
 
 
 def test_mine_takes_images_too(shards_of_captions: Path, tmp_path: Path) -> None:
     data = str(shards_of_captions / "*.tar")
-    done = MineStage(data=data, license="MIT", uses_image="source").run(
+    done = MineStage(data=data, license="MIT", category="x", uses_image="source").run(
         drafts(*"xxxx"), desk(tmp_path)
     )
     assert {one.source_prompt for one in done} > {"a castle at night", "a moat"}
     assert all(one.source and not one.prompt and not one.image for one in done)
     assert desk(tmp_path).images.open(done[0].source).size == (16, 16)
-    (whole,) = MineStage(data=data, license="MIT", uses_image="image").run(
+    (whole,) = MineStage(data=data, license="MIT", category="x", uses_image="image").run(
         drafts("x"), desk(tmp_path)
     )
     assert whole.image == done[0].source
@@ -205,7 +208,7 @@ def test_mine_takes_images_too(shards_of_captions: Path, tmp_path: Path) -> None
 def test_mine_drops_drafts_with_bad_records(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"caption": ""}\n{"caption": "no image"}\n', encoding="utf-8")
-    done = MineStage(data=str(file), license="MIT", uses_image="image").run(
+    done = MineStage(data=str(file), license="MIT", category="x", uses_image="image").run(
         drafts("x", "x"), desk(tmp_path)
     )
     reasons = sorted(one.dropped.rpartition(": ")[2] for one in done)
@@ -307,7 +310,7 @@ def test_stages_are_typed() -> None:
     stages: list[StageConfig] = [
         TemplatesStage(grammar="edits"),
         WriteStage(model="writer"),
-        MineStage(data="x", license="MIT"),
+        MineStage(data="x", license="MIT", category="x"),
         DecontaminateStage(),
         ScenesStage(),
         SceneCheckStage(),

@@ -1,35 +1,43 @@
-"""The feature cache: equal to features computed online, resumable, refused when stale."""
+"""The feature cache: equal to features computed online, one file a shard, never of other data."""
 
 import dataclasses
 import errno
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
-import threading
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.data import cache as module
+from blip3o.core.shard import Shard
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import MixtureEntry
-from blip3o.data.sources.folder import FolderConfig, FolderSource
+from blip3o.data.order import RecordOrder
+from blip3o.data.sources import Source, plain_files
+from blip3o.data.sources.folder import FolderConfig
+from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.data.sources.plain_files import cut
 from blip3o.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
 
 MakeLoader = Callable[..., Loader]
 WriteTar = Callable[[Path, dict[str, bytes]], None]
+ENCODER = "encoder-8"
 
 
 def encode(pixels: Tensor) -> Tensor:
@@ -37,18 +45,59 @@ def encode(pixels: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(pixels, 4).flatten(2).mT.repeat(1, 1, 2) * 3
 
 
+class Counted:
+    """The encoder, with a record of the numbers of images that it was given."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.calls: list[int] = []
+        self._stop_at = stop_at
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self.calls.append(len(pixels))
+        if len(self.calls) == self._stop_at:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+
 def build(
-    source: WebDatasetSource | FolderSource, folder: Path, *, role: str = "image", **changes: object
-) -> None:
-    settings: dict[str, Any] = {"fingerprint": "encoder/8", "image_px": 8, "batch_size": 5}
-    settings |= changes
-    function = settings.pop("encode", encode)
-    build_cache(source, role, function, folder, **settings)
+    source: Source, folder: Path | str, *, role: str = "image", **changes: Any
+) -> FeatureCache:
+    cache = FeatureCache(str(folder), changes.pop("fingerprint", ENCODER))
+    settings: dict[str, Any] = {"image_px": 8, "batch_size": 5, **changes}
+    build_cache(cache, source, role, settings.pop("encode", encode), **settings)
+    return cache
+
+
+def opened(source: Source, folder: Path | str, **changes: Any) -> FeatureCache:
+    cache = build(source, folder, **changes)
+    cache.open(source, "image")
+    return cache
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the bytes of all files by their path in the folder."""
+    files = (one for one in folder.rglob("*") if one.is_file())
+    return {str(one.relative_to(folder)): one.read_bytes() for one in files}
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = folder.rglob("*.features")
+    return file
 
 
 @pytest.fixture
 def source(scenes: WebDatasetConfig) -> WebDatasetSource:
+    """Two shards, of seven and five records."""
     return scenes.build()
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """An address in a store of objects."""
+    memory = fsspec.filesystem("memory")
+    yield "memory://bucket/features"
+    if memory.exists("/bucket"):
+        memory.rm("/bucket", recursive=True)
 
 
 def test_cached_features_are_those_computed_online(
@@ -57,7 +106,7 @@ def test_cached_features_are_those_computed_online(
     for entry, roles in ((mixture[0], ["image"]), (mixture[3], ["source", "target"])):
         for role in roles:
             build(entry.source.build(), tmp_path, role=role)
-    cached = dataclasses.replace(preparer, cache=FeatureCache(tmp_path, "encoder/8"))
+    cached = dataclasses.replace(preparer, cache=FeatureCache(str(tmp_path), ENCODER))
     both = dataclasses.replace(cached, keep_pixels=True)
     for workers in (0, 1):
         loaders = [make_loader(preparer=p, num_workers=workers) for p in (preparer, cached, both)]
@@ -86,7 +135,7 @@ def test_target_images_come_at_the_size_of_the_decoder_too(
             build(entry.source.build(), tmp_path, role=role)
     larger = dataclasses.replace(preparer, keep_pixels=True, decoder_px=16)
     same = dataclasses.replace(larger, image_px=16)
-    cached = dataclasses.replace(larger, cache=FeatureCache(tmp_path, "encoder/8"))
+    cached = dataclasses.replace(larger, cache=FeatureCache(str(tmp_path), ENCODER))
     found = 0
     loaders = [islice_flat(make_loader(preparer=p)) for p in (preparer, larger, same, cached)]
     for plain, both, large, kept in zip(*loaders, strict=True):
@@ -105,17 +154,48 @@ def islice_flat(loader: Loader) -> list:
     return list(itertools.chain(*itertools.islice(loader(0), 4)))
 
 
-def test_another_encoder_is_refused(source: WebDatasetSource, tmp_path: Path) -> None:
+def test_a_file_holds_a_shard_and_has_the_name_of_its_content(
+    source: WebDatasetSource, scenes: WebDatasetConfig, shards: Path, tmp_path: Path
+) -> None:
+    build(source, tmp_path / "cache")
+    files = contents(tmp_path / "cache")
+    assert len(files) == 2
+    record = 4 * 6 * 2 + 16
+    sizes = sorted(map(len, files.values()))
+    assert [size // record for size in sizes] == [5, 7]
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for tar in shards.glob("scenes-*.tar"):
+        shutil.copyfile(tar, copy / tar.name)  # with another time
+    counted = Counted()
+    build(WebDatasetConfig(path=f"{copy}/*.tar", name="scenes").build(), tmp_path / "cache")
+    (shards / "scenes-0.tar").unlink()
+    cache = opened(scenes.build(), tmp_path / "cache", encode=counted)
+    assert not counted.calls
+    assert contents(tmp_path / "cache") == files
+    assert torch.equal(cache.get("scenes", "image", 0), opened(source, tmp_path).get(*_place(7)))
+
+
+def _place(position: int) -> tuple[str, str, int]:
+    return "scenes", "image", position
+
+
+def test_features_of_another_encoder_role_or_data_are_never_read(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
     build(source, tmp_path)
-    stale = FeatureCache(tmp_path, "another/8")
-    assert not stale.is_complete("scenes", "image")
-    with pytest.raises(UsageError, match=r"scenes\.image\.f16 was made by another image encoder"):
-        stale.get("scenes", "image", 0)
-    with pytest.raises(UsageError, match="no complete feature cache of scenes/target"):
-        stale.get("scenes", "target", 0)
+    with pytest.raises(UsageError, match=r"2 of 2 shards of scenes/image have no features .*cache"):
+        FeatureCache(str(tmp_path), "another-8").open(source, "image")
+    with pytest.raises(UsageError, match=r"2 of 2 shards of scenes/target have no features"):
+        FeatureCache(str(tmp_path), ENCODER).open(source, "target")
+    before = opened(source, tmp_path)
+    other = opened(source, tmp_path, fingerprint="another-8", encode=lambda p: encode(p) + 1)
+    for position in range(12):
+        mine, others = before.get(*_place(position)), other.get(*_place(position))
+        assert torch.allclose(others.float(), mine.float() + 1, atol=1e-2)
 
 
-def test_other_data_of_the_same_name_is_refused(
+def test_a_loader_refuses_a_cache_without_some_of_its_data(
     source: WebDatasetSource,
     scenes: WebDatasetConfig,
     shards: Path,
@@ -123,166 +203,210 @@ def test_other_data_of_the_same_name_is_refused(
     preparer: Preparer,
     tmp_path: Path,
 ) -> None:
-    build(source, tmp_path)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    cache.check(source, "image")
+    cache = build(source, tmp_path)
     (shards / "scenes-1.tar").rename(shards / "scenes-3.tar")
-    with pytest.raises(UsageError, match="was made from other data; delete it"):
-        cache.check(scenes.build(), "image")
     entry = MixtureEntry(source=scenes, task="text_to_image")
     stale = dataclasses.replace(preparer, cache=cache)
-    with pytest.raises(UsageError, match="was made from other data; delete it"):
+    with pytest.raises(UsageError, match="1 of 2 shards of scenes/image have no features"):
         make_loader(mixture=(entry,), preparer=stale)
     make_loader(mixture=(dataclasses.replace(entry, task="text"),), preparer=stale)
-    build(scenes.build(), tmp_path)
-    cache.check(scenes.build(), "image")
+    counted = Counted()
+    build(scenes.build(), tmp_path, encode=counted)
+    assert counted.calls == [1, 5]  # the shape, and the shard with another name
+    make_loader(mixture=(entry,), preparer=stale)
 
 
-def test_a_stopped_build_resumes(source: WebDatasetSource, tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def stops(pixels: Tensor) -> Tensor:
-        calls.append(len(pixels))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return encode(pixels)
-
-    with pytest.raises(KeyboardInterrupt):
-        build(source, tmp_path, encode=stops)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    with pytest.raises(UsageError, match="unfinished"):
-        cache.get("scenes", "image", 0)
-    build(source, tmp_path, encode=stops)
-    assert calls == [5, 5, 5, 2]
-    build(source, tmp_path, encode=stops)
-    assert calls == [5, 5, 5, 2]
-    build(source, tmp_path / "at-once")
-    at_once = FeatureCache(tmp_path / "at-once", "encoder/8")
-    for position in range(12):
-        expected = at_once.get("scenes", "image", position)
-        assert torch.equal(cache.get("scenes", "image", position), expected)
-
-
-def test_a_truncated_array_is_built_again(source: WebDatasetSource, tmp_path: Path) -> None:
-    build(source, tmp_path)
-    os.truncate(tmp_path / "scenes.image.f16", 100)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    assert not cache.is_complete("scenes", "image")
-    build(source, tmp_path)
-    assert cache.is_complete("scenes", "image")
-
-
-def test_a_rebuild_that_dies_early_leaves_nothing_to_trust(
-    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(source, tmp_path)
-
-    def fail(*arguments: object) -> None:
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_atomic", fail)
-        with pytest.raises(OSError, match="disk full"):
-            build(source, tmp_path, fingerprint="another/8")
-    for fingerprint in ("encoder/8", "another/8"):
-        assert not FeatureCache(tmp_path, fingerprint).is_complete("scenes", "image")
-
-
-def test_a_run_that_reads_features_keeps_them_when_another_encoder_takes_the_folder(
+def test_a_stopped_build_resumes_with_the_next_shard(
     source: WebDatasetSource, tmp_path: Path
 ) -> None:
-    build(source, tmp_path)
-    reading = FeatureCache(tmp_path, "encoder/8")
-    first, second = (reading.get("scenes", "image", k).clone() for k in (0, 1))
-    build(source, tmp_path, fingerprint="another/8", encode=lambda pixels: encode(pixels) + 1)
-    assert torch.equal(reading.get("scenes", "image", 0), first)
-    assert torch.equal(reading.get("scenes", "image", 1), second)
-    now = FeatureCache(tmp_path, "another/8").get("scenes", "image", 0)
-    assert torch.allclose(now.float(), first.float() + 1, atol=1e-2)
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "cache", encode=Counted(stop_at=4))
+    assert len(contents(tmp_path / "cache")) == 1
+    counted = Counted()
+    build(source, tmp_path / "cache", encode=counted)
+    assert counted.calls == [1, 5]
+    build(source, tmp_path / "cache", encode=counted)
+    assert counted.calls == [1, 5]
+    build(source, tmp_path / "at-once")
+    assert contents(tmp_path / "cache") == contents(tmp_path / "at-once")
 
 
-@pytest.mark.parametrize("chunks", [1, 2])
-def test_a_full_disk_is_reported_and_the_build_resumes(
-    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int
+def in_processes(acts: list[Callable[[], object]]) -> list[ForkProcess]:
+    processes = [multiprocessing.get_context("fork").Process(target=act) for act in acts]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def many_shards(folder: Path, write_tar: WriteTar, count: int = 6) -> WebDatasetSource:
+    for shard in range(count):
+        members = {}
+        for number in range(4):
+            image = io.BytesIO()
+            Image.new("RGB", (8, 8), (40 * shard, 60 * number, 0)).save(image, "PNG")
+            members[f"{shard}{number}.png"] = image.getvalue()
+        members[f"{shard}4.png"] = b"broken"
+        write_tar(folder / f"many-{shard}.tar", members)
+    return WebDatasetConfig(path=f"{folder}/many-*.tar", name="many").build()
+
+
+def test_kill_9_leaves_whole_files_and_the_next_build_finishes(
+    tmp_path: Path, write_tar: WriteTar
 ) -> None:
-    calls: list[int] = []
-    sync = os.fsync
+    source = many_shards(tmp_path, write_tar)
 
-    def full(descriptor: int) -> None:
-        if len(calls) == chunks:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(descriptor)
-
-    def counted(pixels: Tensor) -> Tensor:
-        calls.append(len(pixels))
+    def slow(pixels: Tensor) -> Tensor:
+        time.sleep(0.1)
         return encode(pixels)
 
+    (process,) = in_processes(
+        [lambda: build(source, tmp_path / "cache", encode=slow, batch_size=1)]
+    )
+    while len(list(tmp_path.glob("cache/*/*.features"))) < 2:
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    killed = {name: data for name, data in contents(tmp_path / "cache").items() if "/." not in name}
+    assert 2 <= len(killed) < 6
+    counted = Counted()
+    build(source, tmp_path / "cache", encode=counted, batch_size=1)
+    assert len(counted.calls) == 1 + 4 * (6 - len(killed))
+    build(source, tmp_path / "at-once", batch_size=1)
+    whole = contents(tmp_path / "at-once")
+    assert contents(tmp_path / "cache") == whole  # and no scratch file is left
+    assert killed.items() <= whole.items()
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_any_number_of_processes_write_the_same_bytes_and_do_the_work_once(
+    tmp_path: Path, write_tar: WriteTar, is_static: bool
+) -> None:
+    source = many_shards(tmp_path, write_tar)
+    build(source, tmp_path / "one")
+
+    def act(number: int) -> None:
+        def slow(pixels: Tensor) -> Tensor:
+            with (tmp_path / f"calls-{number}").open("a") as file:
+                file.write(f"{len(pixels)}\n")
+            time.sleep(0.1)
+            return encode(pixels)
+
+        part = Shard(number + 1, 3) if is_static else Shard()
+        build(source, tmp_path / "three", encode=slow, shard=part)
+
+    processes = in_processes([lambda number=number: act(number) for number in range(3)])
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    calls = [(tmp_path / f"calls-{number}").read_text().split() for number in range(3)]
+    assert sorted(itertools.chain(*calls)) == ["1"] * 3 + ["4"] * 6
+    assert min(map(len, calls)) > 1  # each has done some of the work
+
+
+def test_parts_may_be_done_on_several_machines_one_after_the_other(
+    tmp_path: Path, write_tar: WriteTar
+) -> None:
+    source = many_shards(tmp_path, write_tar, count=4)
+    for number, count in ((3, 3), (1, 2)):
+        build(source, tmp_path / "cache", shard=Shard(number, count))
+    with pytest.raises(UsageError, match="2 of 4 shards of many/image have no features"):
+        FeatureCache(str(tmp_path / "cache"), ENCODER).open(source, "image")
+    opened(source, tmp_path / "cache", shard=Shard(2, 2))
+    build(source, tmp_path / "one")
+    assert contents(tmp_path / "cache") == contents(tmp_path / "one")
+
+
+def test_a_store_holds_the_bytes_of_a_folder_and_gives_the_same_batches(
+    source: WebDatasetSource,
+    scenes: WebDatasetConfig,
+    make_loader: MakeLoader,
+    preparer: Preparer,
+    tmp_path: Path,
+    store: str,
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for number in (1, 2):
+        build(source, store, shard=Shard(number, 2))
+    cached = {
+        name.removeprefix("/bucket/features/"): data.getvalue()
+        for name, data in memory.store.items()
+    }
+    build(source, tmp_path / "cache")
+    assert cached == contents(tmp_path / "cache")
+    entry = MixtureEntry(source=scenes, task="text_to_image")
+    batches = [
+        islice_flat(
+            make_loader(
+                mixture=(entry,),
+                preparer=dataclasses.replace(preparer, cache=FeatureCache(place, ENCODER)),
+                num_workers=workers,
+            )
+        )
+        for place, workers in ((str(tmp_path / "cache"), 0), (store, 0), (store, 1))
+    ]
+    for local, *remote in zip(*batches, strict=True):
+        for one in remote:
+            assert torch.equal(one.target_features, local.target_features)
+    name = next(iter(memory.store))
+    memory.pipe(name, memory.cat(name)[:-20])
+    counted = Counted()
+    opened(source, store, encode=counted)
+    assert counted.calls in ([1, 5, 2], [1, 5])
+
+
+def test_nothing_appears_in_a_store_before_a_shard_is_complete(
+    source: WebDatasetSource, store: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(source, store, encode=Counted(stop_at=3))
+    assert not fsspec.filesystem("memory").store
+
+
+def test_a_web_server_is_refused_as_a_cache() -> None:
+    with pytest.raises(UsageError, match="cannot write to the HTTP server"):
+        FeatureCache("https://host/features", ENCODER)
+
+
+def test_a_cache_of_an_older_version_is_refused(source: WebDatasetSource, tmp_path: Path) -> None:
+    (tmp_path / "scenes.image.f16").touch()
+    with pytest.raises(UsageError, match=r"older version.*delete .*scenes\.image\.\*") as caught:
+        build(source, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_reported_and_the_build_resumes(
+    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(UsageError, match=r"scenes\.image\.f16: No space left.*free some space"):
-            build(source, tmp_path, encode=counted)
-    build(source, tmp_path, encode=counted)
-    assert calls == [5, 5, 5, 2]
-    assert FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
+        patch.setattr(os, "replace", full)
+        with pytest.raises(UsageError, match=r"cannot write .*\.features: .*free some space"):
+            build(source, tmp_path)
+    assert not [name for name in contents(tmp_path) if "features" in name]
+    opened(source, tmp_path)
 
 
 def test_a_source_may_begin_with_broken_images(tmp_path: Path, write_tar: WriteTar) -> None:
     good = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(good, "PNG")
     members = {f"{k}.png": b"broken" if k < 7 else good.getvalue() for k in range(12)}
-    write_tar(tmp_path / "some.tar", members)
-    build(WebDatasetConfig(path=f"{tmp_path}/some.tar", name="some").build(), tmp_path)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    for position in range(12):
-        if position < 7:
+    write_tar(tmp_path / "some-1.tar", members)
+    write_tar(tmp_path / "some-0.tar", {f"{k}.png": b"broken" for k in range(3)})
+    write_tar(tmp_path / "some-2.tar", {})
+    source = WebDatasetConfig(path=f"{tmp_path}/some-*.tar", name="some").build()
+    cache = opened(source, tmp_path)
+    assert cache.left_out("some", "image").keys() == set(range(10))
+    for position in range(15):
+        if position < 10:
             with pytest.raises(ValueError, match="could not be read when its features were cached"):
                 cache.get("some", "image", position)
         else:
             assert cache.get("some", "image", position).shape == (4, 6)
-
-
-def test_two_builders_do_the_work_once(source: WebDatasetSource, tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def slow(pixels: Tensor) -> Tensor:
-        calls.append(len(pixels))
-        time.sleep(0.05)
-        return encode(pixels)
-
-    builders = [
-        threading.Thread(target=build, args=(source, tmp_path), kwargs={"encode": slow})
-        for _ in range(2)
-    ]
-    for builder in builders:
-        builder.start()
-    for builder in builders:
-        builder.join()
-    assert calls == [5, 5, 2]
-    assert FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
-
-
-@pytest.mark.parametrize("worlds", [(2, 2), (3, 2), (4, 1)])
-def test_processes_share_the_chunks_and_another_number_resumes(
-    source: WebDatasetSource, tmp_path: Path, worlds: tuple[int, int]
-) -> None:
-    calls: list[int] = []
-
-    def counted(pixels: Tensor) -> Tensor:
-        calls.append(len(pixels))
-        return encode(pixels)
-
-    first, second = worlds
-    build(source, tmp_path, encode=counted, rank=first - 1, world_size=first)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    assert not cache.is_complete("scenes", "image")
-    for rank in range(second):
-        build(source, tmp_path, encode=counted, rank=rank, world_size=second, batch_size=3)
-    assert sorted(calls) == [2, 5, 5]  # no chunk twice, and the chunk size of the first run
-    build(source, tmp_path / "at-once")
-    at_once = FeatureCache(tmp_path / "at-once", "encoder/8")
-    for position in range(12):
-        expected = at_once.get("scenes", "image", position)
-        assert torch.equal(cache.get("scenes", "image", position), expected)
 
 
 def test_a_bad_image_is_a_bad_sample_with_a_cache(
@@ -296,7 +420,7 @@ def test_a_bad_image_is_a_bad_sample_with_a_cache(
     write_tar(tmp_path / "some.tar", members)
     config = WebDatasetConfig(path=f"{tmp_path}/some.tar", name="some")
     build(config.build(), tmp_path)
-    cached = dataclasses.replace(preparer, cache=FeatureCache(tmp_path, "encoder/8"))
+    cached = dataclasses.replace(preparer, cache=FeatureCache(str(tmp_path), ENCODER))
     entries = (MixtureEntry(source=config, task="text_to_image"),)
     runs = []
     for number, one in enumerate((preparer, cached)):
@@ -330,8 +454,7 @@ def test_features_beyond_half_precision_are_refused(
 def test_an_open_cache_is_pickled_without_its_features(
     source: WebDatasetSource, tmp_path: Path
 ) -> None:
-    build(source, tmp_path)
-    cache = FeatureCache(tmp_path, "encoder/8")
+    cache = opened(source, tmp_path)
     row = cache.get("scenes", "image", 4)
     assert len(pickle.dumps(cache)) < 1000
     assert torch.equal(pickle.loads(pickle.dumps(cache)).get("scenes", "image", 4), row)
@@ -345,184 +468,160 @@ def folder_of(folder: Path, *levels: int) -> Any:
     return FolderConfig(path=str(folder), name="own")
 
 
-def test_two_data_sets_with_one_name_have_separate_features(tmp_path: Path) -> None:
+def test_data_sets_with_one_name_share_a_folder(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "a", 10, 20, 30).build()
     second = folder_of(tmp_path / "b", 200, 210).build()
-    for source in (first, second, first):
-        build(source, tmp_path / "cache")
-    found = {}
+    one, two = (opened(source, tmp_path / "cache") for source in (first, second))
+    assert two.get("own", "image", 1)[0, 0] > one.get("own", "image", 1)[0, 0] + 1
+    counted = Counted()
     for source in (first, second):
-        cache = FeatureCache(tmp_path / "cache", "encoder/8")
-        assert cache.is_complete("own", "image", source.fingerprint())
-        cache.check(source, "image")
-        found[source] = cache.get("own", "image", 1)
-    assert found[second][0, 0] > found[first][0, 0] + 1
-    assert (
-        tmp_path / "cache" / "own.image.f16"
-    ).exists()  # the plain name belongs to the first data
-    calls: list[int] = []
-    for source in (first, second):  # both caches are complete, so nothing is computed
-        build(source, tmp_path / "cache", encode=lambda p: calls.append(1) or encode(p))
-    assert not calls
+        build(source, tmp_path / "cache", encode=counted)
+    assert not counted.calls
 
 
-def test_features_of_old_data_are_not_used_for_changed_data(tmp_path: Path) -> None:
-    config = folder_of(tmp_path / "a", 10, 20, 30)
-    build(config.build(), tmp_path / "cache")
+def test_an_edited_folder_or_list_repeats_only_the_shards_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_files, "_SHARD_RECORDS", 3)
+    config = folder_of(tmp_path / "a", 10, 20, 30, 40, 50)
+    lines = [json.dumps({"image": f"{number}.png", "caption": "x"}) for number in range(5)]
+    listed = JsonlConfig(path=f"{tmp_path}/a/list.jsonl", name="list")
+    wrapped = JsonlConfig(path=f"{tmp_path}/a/list.json", name="wrapped")
+
+    def write_lists() -> None:
+        (tmp_path / "a" / "list.jsonl").write_text("\n".join(lines))
+        (tmp_path / "a" / "list.json").write_text(f"[{','.join(lines)}]")
+
+    def counts() -> list[list[int]]:
+        found = []
+        for one in (config, listed, wrapped):
+            counted = Counted()
+            cache = build(one.build(), tmp_path / "cache", encode=counted)
+            cache.open(one.build(), "image")
+            for position in range(5):
+                cache.get(one.name, "image", position)
+            found.append(counted.calls)
+        return found
+
+    write_lists()
+    assert counts() == [[1, 3, 2]] * 3
+    assert counts() == [[]] * 3
     Image.new("RGB", (8, 8), (250, 0, 0)).save(tmp_path / "a" / "1.png")
-    changed = config.build()
-    cache = FeatureCache(tmp_path / "cache", "encoder/8")
-    assert not cache.is_complete("own", "image", changed.fingerprint())
-    build(changed, tmp_path / "cache")
-    cache.check(changed, "image")
-    assert cache.get("own", "image", 1)[0, 0] > 2
+    assert counts() == [[1, 3]] * 3
+    assert opened(config.build(), tmp_path / "cache").get("own", "image", 1)[0, 0] > 2
+    lines[4] = lines[4].replace("x", "y")
+    write_lists()
+    assert counts() == [[], [1, 2], [1, 2]]
 
 
-def test_a_reader_that_was_checked_never_reads_other_data_later(tmp_path: Path) -> None:
-    first = folder_of(tmp_path / "a", 10, 20, 30).build()
-    second = folder_of(tmp_path / "b", 200, 210, 220).build()
-    build(first, tmp_path / "cache")
-    cache = FeatureCache(tmp_path / "cache", "encoder/8")
-    cache.check(first, "image")
-    for file in (tmp_path / "cache").iterdir():
-        file.unlink()
-    build(second, tmp_path / "cache")
-    with pytest.raises(UsageError, match=r"no complete feature cache|made from other data"):
-        cache.get("own", "image", 0)
+def test_shards_of_a_folder_do_not_change_the_order_of_its_samples() -> None:
+    pieces = [len(shard) for shard in cut(5000)]
+    assert len(pieces) == 3
+    one, two = (RecordOrder(lengths, 7, "order/0") for lengths in ([5000], pieces))
+    assert [one.position(1, k) for k in range(5000)] == [two.position(1, k) for k in range(5000)]
 
 
 def test_features_that_changed_places_are_never_read(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "a", 10, 20, 30).build()
-    second = folder_of(tmp_path / "b", 200, 210, 220).build()
-    for source in (first, second):
-        build(source, tmp_path / "cache")
-    own = f"own.image.{second.fingerprint()[:12]}"
-    for ending in ("f16", "sums"):  # put the files of one data set under the name of the other
-        one, other = (tmp_path / "cache" / f"{stem}.{ending}" for stem in ("own.image", own))
-        content = one.read_bytes()
-        one.write_bytes(other.read_bytes())
-        other.write_bytes(content)
-    for source in (first, second):
-        cache = FeatureCache(tmp_path / "cache", "encoder/8")
-        cache.check(source, "image")
-        with pytest.raises(UsageError, match="damaged: the row of record 0"):
-            cache.get("own", "image", 0)
-    build(first, tmp_path / "rows")
-    for ending in ("f16", "sums"):  # swap two rows of one data set
-        file = tmp_path / "rows" / f"own.image.{ending}"
-        content = file.read_bytes()
-        size = len(content) // 3
-        file.write_bytes(content[size : 2 * size] + content[:size] + content[2 * size :])
-    cache = FeatureCache(tmp_path / "rows", "encoder/8")
+    build(first, tmp_path / "one")
+    build(folder_of(tmp_path / "b", 200, 210, 220).build(), tmp_path / "two")
+    one, two = only_file(tmp_path / "one"), only_file(tmp_path / "two")
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())  # a file under the name of another one
+    with pytest.raises(UsageError, match="1 of 1 shards of own/image have no features"):
+        FeatureCache(str(tmp_path / "one"), ENCODER).open(first, "image")
+    size = 4 * 6 * 2 + 16
+    one.write_bytes(content[size : 2 * size] + content[:size] + content[2 * size :])
+    cache = FeatureCache(str(tmp_path / "one"), ENCODER)
+    cache.open(first, "image")
     assert cache.get("own", "image", 2).isfinite().all()
     with pytest.raises(UsageError, match="damaged: the row of record 1"):
         cache.get("own", "image", 1)
 
 
-@pytest.mark.parametrize("name", ["scenes.image.f16", "scenes.image.sums"])
-@pytest.mark.parametrize("position", [0, 6, 11])
-def test_a_flipped_bit_is_never_read_and_its_chunk_is_computed_again(
-    source: WebDatasetSource, tmp_path: Path, name: str, position: int
+@pytest.mark.parametrize("place", [0, 40, 50, 70, -1, -9, -30, -60])
+def test_a_flipped_bit_anywhere_is_found_and_the_shard_is_computed_again(
+    tmp_path: Path, place: int
 ) -> None:
-    calls: list[int] = []
-
-    def counted(pixels: Tensor) -> Tensor:
-        calls.append(len(pixels))
-        return encode(pixels)
-
-    build(source, tmp_path, encode=counted)
-    content = bytearray((tmp_path / name).read_bytes())
-    content[len(content) // 12 * position + 3] ^= 1
-    (tmp_path / name).write_bytes(content)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    for other in set(range(12)) - {position}:
-        cache.get("scenes", "image", other)
-    with pytest.raises(UsageError, match=rf"damaged: the row of record {position} .*again"):
-        cache.get("scenes", "image", position)
-    assert not cache.is_complete("scenes", "image")
-    build(source, tmp_path, encode=counted)
-    assert calls == [5, 5, 2, 2 if position == 11 else 5]
-    build(source, tmp_path / "at-once")
-    for k in range(12):
-        again, expected = (
-            FeatureCache(folder, "encoder/8").get("scenes", "image", k)
-            for folder in (tmp_path, tmp_path / "at-once")
-        )
-        assert torch.equal(again, expected)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "9.png").write_bytes(b"broken")
+    source = folder_of(tmp_path / "a", 10, 20, 30).build()
+    build(source, tmp_path / "cache")
+    file = only_file(tmp_path / "cache")
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 1
+    file.write_bytes(damaged)
+    counted = Counted()
+    cache = FeatureCache(str(tmp_path / "cache"), ENCODER)
+    if place >= 0:
+        cache.open(source, "image")
+        position = place // (4 * 6 * 2 + 16)
+        cache.get("own", "image", 1 - position)
+        with pytest.raises(UsageError, match=rf"damaged: the row of record {position} .*again"):
+            cache.get("own", "image", position)
+    with pytest.raises(UsageError, match="no features"):
+        cache.open(source, "image")
+    build(source, tmp_path / "cache", encode=counted)
+    assert counted.calls == [1, 3]
+    assert file.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b"\0", b"\x3c", b"\x7f"])
-def test_an_array_overwritten_in_its_size_stops_the_loader(
+@pytest.mark.parametrize("size", [0, 5, 20, 100])
+def test_a_truncated_file_is_computed_again_before_the_run(
+    source: WebDatasetSource, tmp_path: Path, size: int
+) -> None:
+    build(source, tmp_path)
+    before = contents(tmp_path)
+    for file in tmp_path.glob("*/*.features"):
+        os.truncate(file, size)
+    opened(source, tmp_path)
+    assert before.items() <= contents(tmp_path).items()
+
+
+@pytest.mark.parametrize("change", ["overwritten", "removed"])
+def test_a_file_that_changes_during_a_run_stops_it(
     source: WebDatasetSource,
     scenes: WebDatasetConfig,
     make_loader: MakeLoader,
     preparer: Preparer,
     tmp_path: Path,
-    content: bytes,
+    change: str,
 ) -> None:
-    build(source, tmp_path)
-    array = tmp_path / "scenes.image.f16"
-    array.write_bytes(content * array.stat().st_size)
-    stale = dataclasses.replace(preparer, cache=FeatureCache(tmp_path, "encoder/8"))
+    cache = build(source, tmp_path)
     entry = MixtureEntry(source=scenes, task="text_to_image")
-    with pytest.raises(UsageError, match=r"scenes\.image\.f16 is damaged"):
-        next(make_loader(mixture=(entry,), preparer=stale)(0))
-
-
-def test_a_cache_of_an_older_version_loads_and_reports_that_it_has_no_hashes(
-    source: WebDatasetSource, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    build(source, tmp_path)
-    expected = FeatureCache(tmp_path, "encoder/8").get("scenes", "image", 3)
-    info = json.loads((tmp_path / "scenes.image.json").read_text())
-    del info["hashes"]
-    (tmp_path / "scenes.image.json").write_text(json.dumps(info))
-    (tmp_path / "scenes.image.sums").unlink()
-    build(source, tmp_path, encode=lambda pixels: pixels / 0)  # must not be called
-    cache = FeatureCache(tmp_path, "encoder/8")
-    cache.check(source, "image")
-    assert torch.equal(cache.get("scenes", "image", 3), expected)
-    assert capsys.readouterr().err.count("without hashes") == 1
-
-
-def test_a_cache_with_lost_hashes_does_not_count_as_an_older_version(
-    source: WebDatasetSource, tmp_path: Path
-) -> None:
-    build(source, tmp_path)
-    (tmp_path / "scenes.image.sums").unlink()
-    assert not FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
+    loader = make_loader(mixture=(entry,), preparer=dataclasses.replace(preparer, cache=cache))
+    for file in tmp_path.glob("*/*.features"):
+        if change == "removed":
+            file.unlink()
+        else:
+            file.write_bytes(b"\0" * file.stat().st_size)
+    expected = r"\.features is damaged" if change == "overwritten" else "cannot read .*features"
+    with pytest.raises(UsageError, match=expected):
+        next(loader(0))
 
 
 def test_records_without_an_image_are_named_with_their_reason(
     tmp_path: Path, write_tar: WriteTar
 ) -> None:
-    good = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(good, "PNG")
-    members = {f"{k}.png": b"broken" if k in (2, 9) else good.getvalue() for k in range(12)}
-    write_tar(tmp_path / "some.tar", members)
-    some = WebDatasetConfig(path=f"{tmp_path}/some.tar", name="some").build()
-    build(some, tmp_path)
-    cache = FeatureCache(tmp_path, "encoder/8")
-    cache.check(some, "image")
-    notes = cache.left_out(some, "image")
-    assert {position: note["key"] for position, note in notes.items()} == {2: "2", 9: "9"}
-    with pytest.raises(ValueError, match=f"were cached: {notes[2]['reason']}"):
-        cache.get("some", "image", 2)
+    source = many_shards(tmp_path, write_tar, count=2)
+    cache = opened(source, tmp_path)
+    notes = cache.left_out("many", "image")
+    assert {position: note["key"] for position, note in notes.items()} == {4: "04", 9: "14"}
+    with pytest.raises(ValueError, match=f"were cached: {notes[9]['reason']}"):
+        cache.get("many", "image", 9)
 
 
 def test_features_that_do_not_fit_on_the_disk_are_refused_before_they_are_computed(
     source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(source, tmp_path / "at-once")
-    need = sum(
-        (tmp_path / "at-once" / f"scenes.image.{end}").stat().st_size for end in ("f16", "sums")
-    )
+    need = 12 * (4 * 6 * 2 + 16)
     for free in (need - 1, need):
         usage = type("Usage", (), {"free": free})
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         if free < need:
             with pytest.raises(UsageError, match=r"features of 12 images .* are free on the disk"):
                 build(source, tmp_path / "cache")
-            assert not (tmp_path / "cache" / "scenes.image.f16").exists()
+            assert not (tmp_path / "cache").exists()
         else:
             build(source, tmp_path / "cache")

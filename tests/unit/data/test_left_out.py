@@ -265,15 +265,14 @@ def test_batches_may_mix_conversations_about_one_image_several_and_none(
     mixed: JsonlConfig, preparer: Preparer, tmp_path: Path, is_cached: bool
 ) -> None:
     if is_cached:
+        cache = FeatureCache(f"{tmp_path}/cache", "f")
         build_cache(
+            cache,
             mixed.build(),
             "image",
             lambda pixels: pixels.mean((2, 3))[:, None],
-            tmp_path / "cache",
-            "f",
             image_px=PX,
         )
-        cache = FeatureCache(tmp_path / "cache", "f")
         preparer = dataclasses.replace(preparer, cache=cache)
     run = loader(mixed, preparer, tmp_path, task="image_to_text", global_batch_size=4)
     batches = next(run(0))

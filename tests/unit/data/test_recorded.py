@@ -35,9 +35,10 @@ BATCHES = {
     "text": "099d0eb74b3550b1",
 }
 SCENES = {
-    "scenes-000000.tar": "2bee464095908a0f",
+    "scenes-000000.tar": "65aa534f16c1fcde",
     "edits-000000.tar": "2bc9d81439cf70e4",
     "pairs-000000.tar": "eb987d5049b9926e",
+    "groups-000000.tar": "6cd6024caad395ef",
 }
 PROMPTS = "0875045362be3cea"
 
@@ -85,7 +86,7 @@ def test_a_caption_becomes_the_recorded_answer(
 
 
 def test_the_scenes_data_set_is_the_recorded_one(tmp_path: Path) -> None:
-    files = export_scenes(tmp_path, 300, 200, 100, px=16, num_processes=1)
+    files = export_scenes(tmp_path, 300, 200, 100, num_groups=100, px=16, num_processes=1)
     assert {file.name: short_hash(texts_of(file)) for file in files} == SCENES
 
 

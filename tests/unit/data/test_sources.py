@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.data.sources import files as local
+from blip3o.data.sources import local_files as local
 from blip3o.data.sources import shards as module
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig

@@ -37,10 +37,11 @@ from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.policy import PolicyConfig
 from blip3o.recipes import RECIPES, pocket, qwen2_5_vl
 from blip3o.runs import assemble
+from blip3o.runs.scenes import _OWN
 from blip3o.runs.start import load_recipe, train
 from blip3o.text.chat import ChatConfig
 from blip3o.train.config import RunConfig
-from blip3o.train.optimizer import build_optimizer, is_under, select_trainable
+from blip3o.train.optimizer import build_optimizer, is_under, learning_rate, select_trainable
 
 IMAGE_PAD_ID = 6  # of tokenizers that a run trains itself
 OWN = [name for name in RECIPES.names() if not name.startswith("pocket.")]
@@ -347,10 +348,26 @@ def test_pocket_stages_read_the_shards_that_their_task_needs() -> None:
     stages = [*pocket.all_stages(Path("runs")).values(), pocket.smoke()]
     for entry in [entry for stage in stages for entry in stage.data.mixture]:
         folder, pattern = Path(entry.source.path).parent, Path(entry.source.path).name
-        kinds = ("scenes", "edits", "pairs")
+        kinds = ("scenes", "edits", "pairs", "groups")
         matching = {kind for kind in kinds if fnmatch(f"{kind}-000000.tar", pattern)}
-        fitting = {"edit": ["edits"], "text_to_image": ["scenes", "pairs"]}
+        fitting = {"edit": ["edits"], "text_to_image": ["scenes", "pairs", "groups"]}
         fitting["rollout"] = fitting["text_to_image"]
         assert len(matching) == 1, entry
         assert matching <= set(fitting.get(entry.task, ["scenes"])), entry
-        assert str(folder) in {"runs/scenes", "runs/scenes-small"}  # written by `ensure_scenes`
+        assert str(folder) in {"runs/scenes", "runs/scenes-small"}
+        (kind,) = matching
+        assert getattr(_OWN[str(folder)], f"num_{kind}") > 0  # written by `ensure_scenes`
+
+
+def test_finish_starts_from_a_mean_at_a_quarter_of_the_rate_that_falls_at_once() -> None:
+    tune, finish = recipe("pocket.tune"), recipe("pocket.finish")
+    starts = [(one.folder, one.share) for one in finish.init]
+    assert starts == [("runs/pocket/tune", 1.0), ("runs/pocket/reward", 0.5)]
+    assert [one.folder for one in recipe("pocket.reward").init] == ["runs/pocket/refine"]
+    assert sum(one.weight for one in finish.data.mixture) == pytest.approx(1)
+    optimizer, steps = finish.train.optimizer, finish.train.steps
+    assert optimizer.lr == pytest.approx(tune.train.optimizer.lr / 4)
+    assert not optimizer.lr_multipliers
+    rates = [learning_rate(step, steps, optimizer) for step in (10, 50, 200, 390)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[1] < 0.99 * optimizer.lr

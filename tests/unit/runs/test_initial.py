@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from blip3o.core.config import evolve, override
 from blip3o.core.errors import UsageError
@@ -22,7 +23,9 @@ def _empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["decoder", "names", "understanding", "generation", "tune"])
+@pytest.mark.parametrize(
+    "name", ["decoder", "names", "understanding", "generation", "tune", "refine", "finish"]
+)
 @pytest.mark.parametrize("is_half_done", [False, True])
 def test_a_missing_stage_is_named_with_the_recipe_that_trains_it(
     name: str, is_half_done: bool, tmp_path: Path
@@ -178,3 +181,27 @@ def test_a_source_for_an_unknown_part_is_named_with_its_setting() -> None:
 def test_the_bundled_model_fits_its_own_recipes() -> None:
     check_start(own_data.pocket())
     check_start(pocket.smoke())
+
+
+def test_a_share_starts_from_the_mean_of_two_models() -> None:
+    """The text layers of the bundled model, mixed with its image layers of the same shapes."""
+    config = evolve(own_data.pocket(), {"model.generator": LMFusionConfig()})
+    part = "generator.decoder.layers"
+    first = dataclasses.replace(config.init[0], parts=(part,))
+    second = dataclasses.replace(
+        first, sources={"generator.decoder": "backbone.decoder"}, share=0.25
+    )
+    model = build_model(dataclasses.replace(config, init=(first, second)))[1].state_dict()
+    stored = open_model("pocket").tensors
+    names = [name for name in model if name.startswith(part)]
+    assert names
+    for name in names:
+        image = read(stored[name]).float()
+        text = read(stored[name.replace("generator", "backbone", 1)]).float()
+        torch.testing.assert_close(model[name].float(), image + 0.25 * (text - image))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_is_above_zero_and_at_most_one(share: float) -> None:
+    with pytest.raises(UsageError, match="share must be above 0 and at most 1"):
+        evolve(own_data.pocket(), {"init.0.share": share})

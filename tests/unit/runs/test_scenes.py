@@ -15,7 +15,8 @@ def test_scenes_are_written_once_and_scenes_of_another_version_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scenes, "_OWN", {"runs/scenes": ScenesConfig(num_scenes=2, num_edits=0)})
+    few = ScenesConfig(num_scenes=2, num_edits=0, num_pairs=0)
+    monkeypatch.setattr(scenes, "_OWN", {"runs/scenes": few})
     data = pocket.encoder().data
     ensure_scenes(data)
     shard = tmp_path / "runs/scenes/scenes-000000.tar"

@@ -21,21 +21,56 @@ from typing import Literal, get_args
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import flush, write_atomic
 from blip3o.core.lock import locked
-from blip3o.remote.chat import AnswerOutcome
+from blip3o.remote.chat import Answer, AnswerOutcome
+from blip3o.remote.images import ImageAnswer
 
 Claim = Literal["mine", "answered", "in flight", "lost"]
 """The state of a request when a process wants to send it: only "mine" may be sent."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An answered request.
+class Asked:
+    """A request, as the journal names it.
 
     Args:
         key: key of the request.
         model: name and revision of the model.
         stage: name of the stage that asked first.
         request: the request as JSON, with hashes of its images.
+    """
+
+    key: str
+    model: str
+    stage: str
+    request: Mapping[str, object]
+
+    def answered(self, answer: Answer | ImageAnswer, image: str = "") -> "Entry":
+        """Returns the request with its answer.
+
+        Args:
+            answer: the answer.
+            image: sha256 of its image; empty for none.
+        """
+        return Entry(
+            key=self.key,
+            model=self.model,
+            stage=self.stage,
+            request=self.request,
+            outcome=answer.outcome,
+            text=answer.text,
+            image=image,
+            stated_model=answer.model,
+            fingerprint=answer.fingerprint if isinstance(answer, Answer) else "",
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry(Asked):
+    """An answered request; the first arguments are those of `Asked`.
+
+    Args:
         outcome: how it ended.
         text: the text, or the reason of a refusal.
         image: sha256 of the image; empty for none.
@@ -45,10 +80,6 @@ class Entry:
         completion_tokens: tokens of the answer.
     """
 
-    key: str
-    model: str
-    stage: str
-    request: Mapping[str, object]
     outcome: AnswerOutcome
     text: str = ""
     image: str = ""
@@ -75,7 +106,21 @@ class Journal:
     def sending(self) -> Iterator[None]:
         """Marks this process as a living sender while the block runs."""
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        with locked(self._senders / self._name):
+        with self.living(self._name):
+            yield
+
+    @contextmanager
+    def living(self, sender: str, refusal: str | None = None) -> Iterator[None]:
+        """Marks a sender as living while the block runs: a process, or a batch that it polls.
+
+        Args:
+            sender: name of the sender.
+            refusal: error message if another process does that already; None to wait for it.
+
+        Raises:
+            HeldError: if another process does, and `refusal` is given.
+        """
+        with locked(self._senders / sender, refusal):
             yield
 
     def entry(self, key: str) -> Entry | None:
@@ -99,11 +144,12 @@ class Journal:
                 f"{file} is damaged: remove it to ask, and perhaps pay, that request again"
             ) from error
 
-    def claim(self, key: str, *, again: bool = False) -> Claim:
+    def claim(self, key: str, *, sender: str = "", again: bool = False) -> Claim:
         """Takes a request to send it, and notes that on the disk.
 
         Args:
             key: key of the request.
+            sender: name of the sender, which must be living; empty for this process.
             again: whether a lost request is sent, and perhaps paid, once more.
         """
         if self.entry(key) is not None:
@@ -111,24 +157,24 @@ class Journal:
         note = self._file(key, ".sent")
         note.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._create(note)
+            self._create(note, sender or self._name)
         except FileExistsError:
-            sender = self._sender(note)
-            if sender is None:  # it was answered, or released, in this moment
-                return self.claim(key, again=again)
-            if self._lives(sender):
+            earlier = self.sender(key)
+            if earlier is None:  # it was answered, or released, in this moment
+                return self.claim(key, sender=sender, again=again)
+            if self._lives(earlier):
                 return "in flight"
             if not again:
                 return "lost"
             note.unlink(missing_ok=True)
-            return self.claim(key)
+            return self.claim(key, sender=sender)
         if self.entry(key) is not None:  # its sender finished between the two looks
             note.unlink(missing_ok=True)
             return "answered"
         return "mine"
 
-    def _create(self, note: Path) -> None:
-        """Creates the note of a request with the name of this sender in it, on the disk.
+    def _create(self, note: Path, sender: str) -> None:
+        """Creates the note of a request with the name of its sender in it, on the disk.
 
         A link appears with its content, so no other process sees an empty note.
 
@@ -138,7 +184,7 @@ class Journal:
         scratch = self._senders / f"{self._name}-{threading.get_ident()}.part"
         try:
             with scratch.open("w", encoding="utf-8") as file:
-                file.write(self._name)
+                file.write(sender)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(scratch, note)
@@ -161,7 +207,7 @@ class Journal:
         return [
             note.stem
             for note in notes
-            if (sender := self._sender(note)) is not None
+            if (sender := self.sender(note.stem)) is not None
             and not self._lives(sender)
             and self.entry(note.stem) is None
         ]
@@ -169,10 +215,10 @@ class Journal:
     def _file(self, key: str, end: str) -> Path:
         return self.folder / key[:2] / f"{key}{end}"
 
-    def _sender(self, note: Path) -> str | None:
-        """Returns the name of the sender of a request; None if the note is gone."""
+    def sender(self, key: str) -> str | None:
+        """Returns the name of the sender of a request; None if it is not in flight."""
         try:
-            return note.read_text(encoding="utf-8")
+            return self._file(key, ".sent").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 from blip3o.curate.models import Lost, Reply, Request
+from blip3o.remote.batches import BatchSettings
 from blip3o.remote.cache import describe
 from blip3o.remote.chat import ChatRequest
 from blip3o.remote.http import ServerSettings
@@ -22,6 +23,7 @@ class Service:
         image_price: price of one drawn image.
         max_cost: most money of the whole run; None for no cap.
         max_requests: most requests of the whole run; None for no cap.
+        batches: settings of batches of chat requests; None to send each request by itself.
     """
 
     server: ServerSettings
@@ -32,6 +34,7 @@ class Service:
     image_price: float = 0.0
     max_cost: float | None = None
     max_requests: int | None = None
+    batches: BatchSettings | None = None
 
     @property
     def has_prices(self) -> bool:
@@ -76,11 +79,17 @@ class Told:
     is_final: bool = False
 
 
-def described(service: Service, request: Request) -> dict[str, object]:
-    """Returns a request as JSON, with hashes of its images: the content of its key."""
+def completed(service: Service, request: Request) -> Request:
+    """Returns a request with the further fields of its server; those of images are the client's."""
     if isinstance(request, ChatRequest):
-        full = dataclasses.replace(request, extra={**request.extra, **dict(service.extra)})
-        return describe(full)
+        return dataclasses.replace(request, extra={**request.extra, **dict(service.extra)})
+    return request
+
+
+def described(service: Service, request: Request) -> dict[str, object]:
+    """Returns a completed request as JSON, with hashes of its images: the content of its key."""
+    if isinstance(request, ChatRequest):
+        return describe(request)
     return {
         "prompt": request.prompt,
         "seed": request.seed,

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from blip3o.core.bounds import NotNegative
+from blip3o.core.bounds import NotNegative, Positive
 from blip3o.curate.asking.client import BrokerClient
 from blip3o.curate.asking.messages import Service
 from blip3o.curate.models import Place, Reply, Request
+from blip3o.remote.batches import BatchSettings, BatchSize
 from blip3o.remote.http import Server, ServerSettings
 
 
@@ -24,6 +25,13 @@ class OpenAIModel(ServerSettings):
         completion_price: price of a million tokens that it writes.
         image_price: price of one drawn image.
         extra: further fields of the body of each request; a field that is null removes a field.
+        batch: whether chat requests go in batches, which servers answer within a day at a lower
+            price; the prices above are then those of a batch. Images are still asked for one by
+            one. `max_in_flight` is the most batches at the same time.
+        batch_wait_s: time without a further request after which a batch is sent.
+        batch_size: most requests of a batch.
+        batch_poll_s: time between two looks at a batch, and the pause before failed requests go
+            into a further one; the pause doubles each time, up to `longest_pause_s`.
     """
 
     kind: str = "openai"
@@ -34,6 +42,10 @@ class OpenAIModel(ServerSettings):
     completion_price: NotNegative = 0.0
     image_price: NotNegative = 0.0
     extra: dict[str, object] = dataclasses.field(default_factory=dict)
+    batch: bool = False
+    batch_wait_s: Positive = 10.0
+    batch_size: BatchSize = 10_000
+    batch_poll_s: Positive = 60.0
 
     def identity(self) -> dict[str, object]:
         """Returns everything that shapes the answers; see `ModelConfig`."""
@@ -56,6 +68,11 @@ class OpenAIModel(ServerSettings):
             image_price=self.image_price,
             max_cost=place.max_cost,
             max_requests=place.max_requests,
+            batches=BatchSettings(
+                wait_s=self.batch_wait_s, size=self.batch_size, poll_s=self.batch_poll_s
+            )
+            if self.batch
+            else None,
         )
 
     def build(self, place: Place) -> "ServedModel":

@@ -20,8 +20,8 @@ _IMAGE = "image"
 class MineStage:
     """Gives each draft the caption of another record, and its image if wanted.
 
-    The seed and the slot of a draft select its record, and no two slots have the same one: so the
-    data need at least as many records as the plan has slots, whatever the categories.
+    The seed and the rank of a draft in its category select its record, so no two drafts get the
+    same one, and the data need at least as many records as the plan has drafts of the category.
 
     Args:
         name: name of the stage in its run.
@@ -31,7 +31,7 @@ class MineStage:
         uses_image: what the record's image becomes: "source" for the image to edit, with the
             caption as its prompt; "image" for the image of the finished record, with the caption
             as the prompt; "no" to take only the caption as the prompt.
-        categories: categories of the drafts to fill; empty for all.
+        category: category of the drafts to fill.
 
     Raises:
         UsageError: if the licence is empty.
@@ -44,9 +44,9 @@ class MineStage:
     name: str = ""
     data: str
     license: str
+    category: str
     image_folder: str | None = None
     uses_image: Literal["no", "source", "image"] = "no"
-    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.license.strip():
@@ -61,17 +61,17 @@ class MineStage:
         source = _opened(self.data, self.image_folder)
         order = RecordOrder(source.shard_lengths, desk.seed, f"curate/{desk.stage}")
         return [
-            self._filled(one, source, order, desk) if concerns(one, self.categories) else one
+            self._filled(one, source, order, desk) if concerns(one, (self.category,)) else one
             for one in drafts
         ]
 
     def _filled(self, draft: Draft, source: Source, order: RecordOrder, desk: Desk) -> Draft:
-        if draft.slot >= len(source):
+        if draft.rank >= len(source):
             raise UsageError(
-                f"{self.data} has {len(source)} records, but draft {draft.slot} needs one more; "
-                "give more data, or plan fewer drafts"
+                f"{self.data} has {len(source)} records, but the plan has more drafts of "
+                f"{self.category}: give more data, or plan fewer drafts"
             )
-        position = order.position(0, draft.slot)
+        position = order.position(0, draft.rank)
         try:
             key, files, fields = source.read(position)
             caption = draw_caption(fields, desk.rng(draft))

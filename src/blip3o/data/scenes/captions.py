@@ -15,6 +15,7 @@ from blip3o.data.scenes.words import (
     on_background,
     pick,
     reading_order,
+    shuffled,
 )
 
 _TEMPLATES, _FREE = 3, 5
@@ -37,20 +38,23 @@ def caption_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
     return list(dict.fromkeys([*texts, sentence]))
 
 
-def pair_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Returns different captions of two things that look different: their relation, or their names.
+def group_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Returns different captions of things that look different: their names, and two's relation.
 
     Half of the captions omit the colors. A model learns such prompts last, because only few
-    captions of `caption_texts` name two things without colors.
+    captions of `caption_texts` name several things without colors.
     """
     texts = []
     for colors in (False, True):
         named = groups(scene, colors=colors)
-        related = Request(groups=tuple(named), relation=_relation(scene, named, rng))
         listed = Request(groups=tuple(named))
-        texts.append(finished(rng, worded(related, rng, "template")))
+        if len(scene.objects) == 2:
+            other = replace(listed, relation=_relation(scene, named, rng))
+        else:
+            other = Request(groups=tuple(shuffled(rng, named)))
+        texts.append(finished(rng, worded(other, rng, "template")))
         texts.append(finished(rng, worded(listed, rng, "template")))
-        texts += [worded(request, rng, "train") for request in (related, related, listed)]
+        texts += [worded(request, rng, "train") for request in (other, other, listed)]
     return list(dict.fromkeys([*texts, detailed_caption(scene)]))
 
 

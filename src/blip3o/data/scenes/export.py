@@ -1,5 +1,6 @@
-"""Writes scenes, edits and pairs to files that training reads like any other data set."""
+"""Writes scenes, edits, pairs and groups to files that training reads like any other data set."""
 
+import functools
 import io
 import itertools
 import json
@@ -19,11 +20,17 @@ from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.parallel import in_processes
-from blip3o.data.scenes.captions import caption_texts, pair_texts, request_of
+from blip3o.data.scenes.captions import caption_texts, group_texts, request_of
 from blip3o.data.scenes.edits import sample_chain, sample_edit
 from blip3o.data.scenes.questions import QA, conversation, names
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
+from blip3o.data.scenes.scene import (
+    check_groups,
+    check_split,
+    sample_groups,
+    sample_pair,
+    sample_scene,
+)
 from blip3o.data.scenes.talk import small_talk, talk_about
 from blip3o.data.scenes.text_questions import restate, text_conversation
 from blip3o.data.scenes.types import Scene
@@ -31,7 +38,7 @@ from blip3o.data.scenes.words import shuffled
 from blip3o.data.scenes.world import FULL, World
 from blip3o.data.sources.references import image_role
 
-VERSION = 8
+VERSION = 9
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
@@ -39,6 +46,7 @@ _SAMPLE_BYTES = {
     "edits": (4_500, 0.45),
     "pairs": (3_750, 0.25),
     "chains": (7_000, 0.75),
+    "groups": (4_250, 0.39),
 }
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""
 _MEASURED_PX = 192
@@ -58,6 +66,7 @@ class ScenesExport:
     num_edits: int = 0
     num_pairs: int = 0
     num_chains: int = 0
+    num_groups: int = 0
     seed: int = 0
     px: int = 96
     """Side of the images in pixels."""
@@ -71,11 +80,12 @@ class ScenesExport:
         check_split(self.split)
         if self.format not in ("webdataset", "jsonl"):
             raise UsageError(f"unknown format {self.format!r}; known: webdataset, jsonl")
-        counts = dict.fromkeys(("num_scenes", "num_edits", "num_pairs", "num_chains"), 0)
-        least_of = {**counts, "px": 16, "shard_size": 1}
+        least_of = {**{f"num_{what}": 0 for what in _SAMPLERS}, "px": 16, "shard_size": 1}
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.num_groups:
+            check_groups(self.world)
 
 
 def export_scenes(
@@ -85,6 +95,7 @@ def export_scenes(
     num_pairs: int = 0,
     *,
     num_chains: int = 0,
+    num_groups: int = 0,
     seed: int = 0,
     px: int = 96,
     split: str = "train",
@@ -104,6 +115,8 @@ def export_scenes(
         num_edits: number of edits: an image, an instruction and the edited image.
         num_pairs: number of scenes of two different things, with captions of their relation.
         num_chains: number of chains of edits: conversations for the task `interleaved`.
+        num_groups: number of scenes of three or four different things, or of two of which one
+            occurs more than once.
         seed: the data set's seed.
         px: side of the images in pixels.
         split: "train", "val" or "heldout".
@@ -113,7 +126,7 @@ def export_scenes(
         world: the things, colors and numbers of objects to draw from.
 
     Returns:
-        The shards in order: scenes, edits, pairs, chains.
+        The shards in order: scenes, edits, pairs, chains, groups.
 
     Raises:
         UsageError: for bad arguments, or a folder that holds an export with other settings.
@@ -124,6 +137,7 @@ def export_scenes(
         num_edits=num_edits,
         num_pairs=num_pairs,
         num_chains=num_chains,
+        num_groups=num_groups,
         seed=seed,
         px=px,
         split=split,
@@ -132,15 +146,10 @@ def export_scenes(
         world=world,
     )
     settings.out_dir.mkdir(parents=True, exist_ok=True)
-    totals = {
-        "scenes": num_scenes,
-        "edits": num_edits,
-        "pairs": num_pairs,
-        "chains": num_chains,
-    }
     shards = [
         (settings, what, start, min(start + shard_size, total))
-        for what, total in totals.items()
+        for what in _SAMPLERS
+        for total in [getattr(settings, f"num_{what}")]
         for start in range(0, total, shard_size)
     ]
     with locked(settings.out_dir / "export.lock"):  # of two calls at the same time, one writes
@@ -292,10 +301,11 @@ def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
     return f"{index:08d}", images, fields
 
 
-def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
-    scene = sample_pair(settings.seed, index, settings.split, settings.world)
-    rng = numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
-    captions = pair_texts(scene, rng)
+def _group_sample(what: Literal["pairs", "groups"], settings: ScenesExport, index: int) -> _Sample:
+    sample = sample_pair if what == "pairs" else sample_groups
+    scene = sample(settings.seed, index, settings.split, settings.world)
+    rng = numpy_rng(settings.seed, f"scenes/{what}/{settings.split}/words", index)
+    captions = group_texts(scene, rng)
     fields = {
         "captions": captions,
         "restated": _turns([restate(request_of(scene, rng), rng)]),
@@ -332,9 +342,11 @@ def _chain_sample(settings: ScenesExport, index: int) -> _Sample:
 _SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
     "scenes": _scene_sample,
     "edits": _edit_sample,
-    "pairs": _pair_sample,
+    "pairs": functools.partial(_group_sample, "pairs"),
     "chains": _chain_sample,
+    "groups": functools.partial(_group_sample, "groups"),
 }
+"""Draws one sample, by the kind of samples; `num_` and the kind is the setting of their number."""
 
 
 def _png(image: Image.Image) -> bytes:

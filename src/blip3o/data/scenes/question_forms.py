@@ -383,7 +383,7 @@ def _background(scene: Scene, say: Say) -> Filled | None:
 
 def _size_of(scene: Scene, say: Say) -> Filled | None:
     one = _alone(scene, say)
-    return None if one is None else ({"name": say.name(scene, one)}, size_word(one))
+    return None if one is None else (_named(say.name(scene, one)), size_word(one))
 
 
 def _caption(scene: Scene, say: Say) -> Filled | None:

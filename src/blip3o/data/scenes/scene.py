@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from blip3o.core.errors import unknown_name
+from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.heldout import is_heldout
 from blip3o.data.scenes.things import BACKGROUNDS
@@ -58,6 +58,24 @@ def sample_pair(seed: int, index: int, split: str = "train", world: World = FULL
     check_split(split)
     rng = numpy_rng(seed, f"scenes/pairs/{split}", index)
     return _draw_of_split(rng, "distinct", 2, split, world)
+
+
+def sample_groups(seed: int, index: int, split: str = "train", world: World = FULL) -> Scene:
+    """Returns scene `index` of three or four things, or of two, one of them more than once.
+
+    Arguments and errors as in `sample_scene`; UsageError, too, for a world without three objects.
+    """
+    check_split(split)
+    check_groups(world)
+    rng = numpy_rng(seed, f"scenes/groups/{split}", index)
+    kind = pick(rng, ("distinct", "two groups"))
+    return _draw_of_split(rng, kind, int(rng.integers(3, world.max_objects + 1)), split, world)
+
+
+def check_groups(world: World) -> None:
+    """Raises UsageError if a world is too small for `sample_groups`."""
+    if world.max_objects < 3:
+        raise UsageError("groups need scenes of three objects; world.max_objects is smaller")
 
 
 def _draw_of_split(

@@ -22,7 +22,8 @@ class Source(Protocol):
 
     Attributes:
         name: short name for logs, quarantine and feature caches.
-        shard_lengths: number of records in each file; the records of a file are neighbors.
+        shard_lengths: number of records in each shard: a tar, or a piece of a folder or a list.
+            Its records are neighbors.
         is_remote: whether reads wait for a network, so parallel reads are faster.
         passed_over: number of files or tar members that are not records, by reason.
     """
@@ -48,7 +49,11 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Returns a text that changes when the records change; it identifies feature caches."""
+        """Returns a text that changes when the records change."""
+        ...
+
+    def shard_fingerprint(self, number: int) -> str:
+        """Returns a text that changes when the records of a shard change; it names features."""
         ...
 
 

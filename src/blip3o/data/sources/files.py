@@ -1,26 +1,27 @@
 """Reads byte ranges of files on a disk, on an HTTP server, or in any store that fsspec knows.
 
+Whole files can be written to a disk and to a store of fsspec.
+
 A path without "://" is a local file. `http(s)://` is read with range requests over persistent
 connections. `s3://`, `gs://`, `hf://datasets/...` and others use fsspec, whose plug-in (s3fs,
 gcsfs, huggingface_hub) must be installed. A transient error is retried with growing pauses. A
 permanent one stops the run with one line, because a network error does not make a sample bad.
 """
 
-import collections
-import dataclasses
-import errno
 import hashlib
 import os
-import stat
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.sources import http, patterns
 from blip3o.data.sources.http import TransientError
+from blip3o.data.sources.local_files import FileStamp, LocalFiles
 
 if TYPE_CHECKING:
     import httpx
@@ -29,32 +30,16 @@ T = TypeVar("T")
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses before the further attempts of a remote read, in seconds."""
-_MAX_OPEN_FILES = 256
-"""Maximum number of open local files; processes are often limited to 1024."""
-_FILE_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+REMOTE_READS = 16
+"""Reads that a process sends at the same time, because each waits for the network."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FileStamp:
-    """Identifies a version of a file.
-
-    Args:
-        size: length in bytes.
-        tag: modification time or the server's tag; empty if the server gives none.
-    """
-
-    size: int
-    tag: str
+class NoSuchFileError(UsageError):
+    """A store does not hold a file."""
 
 
 class Files(Protocol):
-    """A store of files. A remote one may be read from several threads, and after a fork."""
+    """A store of files, which may be read from several threads, and after a fork."""
 
     def stamp(self, path: str) -> FileStamp:
         """Returns size and version of a file."""
@@ -62,6 +47,22 @@ class Files(Protocol):
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Returns the bytes of a range; fewer if the file ends before."""
+        ...
+
+
+class Store(Files, Protocol):
+    """A store that takes files."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Returns the size of each file in a folder by its name; nothing without a folder."""
+        ...
+
+    def writing(self, path: str) -> AbstractContextManager[IO[bytes]]:
+        """Yields a file that is stored as `path` when the block ends: whole, or not at all."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Removes a file."""
         ...
 
 
@@ -74,6 +75,17 @@ def files_of(path: str) -> Files:
     """Returns the store that a path belongs to."""
     if path.startswith(("http://", "https://")):
         return _HTTP
+    return _FSSPEC if is_remote(path) else LocalFiles()
+
+
+def store_of(path: str) -> Store:
+    """Returns the store that a path belongs to, to write files as well.
+
+    Raises:
+        UsageError: if it is on an HTTP server.
+    """
+    if path.startswith(("http://", "https://")):
+        raise UsageError(f"cannot write to the HTTP server of {path}; give a folder or s3://...")
     return _FSSPEC if is_remote(path) else LocalFiles()
 
 
@@ -133,46 +145,6 @@ def private_path(path: str, suffix: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode()).hexdigest()
     return Path(base) / "blip3o" / "index" / f"{key[:24]}{suffix}"
-
-
-class LocalFiles:
-    """Local files, kept open; for one thread of a process.
-
-    Forked workers can share the open files, because positional reads do not move a file pointer.
-    """
-
-    def __init__(self) -> None:
-        self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
-
-    def stamp(self, path: str) -> FileStamp:
-        """Returns size and modification time; OSError if there is no such regular file."""
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # reading it might block or never end
-            kind = next((name for test, name in _FILE_KINDS if test(status.st_mode)), "special")
-            raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
-        return FileStamp(size=status.st_size, tag=str(status.st_mtime_ns))
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Returns the bytes of a range; OSError if there is no such file."""
-        return os.pread(self._descriptor(path), size, offset)
-
-    def _descriptor(self, path: str) -> int:
-        found = self._open.get(path)
-        if found is None:
-            if len(self._open) >= _MAX_OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            # Without blocking: a pipe may have replaced the file.
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-            found = self._open[path] = os.open(path, flags)
-        self._open.move_to_end(path)
-        return found
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"_open": collections.OrderedDict()}
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
 
 
 class _HttpFiles:
@@ -252,6 +224,28 @@ class _FsspecFiles:
         found = _retry(pattern, lambda: self._call(pattern, lambda: system.glob(inner)))
         return sorted(system.unstrip_protocol(one) for one in found)
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        system, inner = self._find(folder)
+        system.invalidate_cache()  # else it would not see files of other machines
+        try:
+            found = _retry(folder, lambda: self._call(folder, lambda: system.ls(inner, True)))
+        except NoSuchFileError:
+            return {}
+        return {one["name"].rpartition("/")[2]: int(one["size"] or 0) for one in found}
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[IO[bytes]]:
+        system, inner = self._find(path)
+        # An upload from a block that fails would store a part, so the file is complete before.
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            _retry(path, lambda: self._call(path, lambda: system.put_file(file.name, inner)))
+
+    def remove(self, path: str) -> None:
+        system, inner = self._find(path)
+        _retry(path, lambda: self._call(path, lambda: system.rm_file(inner)))
+
     @staticmethod
     def _find(path: str) -> tuple[Any, str]:
         try:
@@ -266,9 +260,9 @@ class _FsspecFiles:
         try:
             return function()
         except FileNotFoundError as error:
-            raise UsageError(f"no such file: {path}") from error
+            raise NoSuchFileError(f"no such file: {path}") from error
         except (PermissionError, NotImplementedError) as error:
-            raise UsageError(f"cannot read {path}: {error}") from error
+            raise UsageError(f"cannot use {path}: {error}") from error
         except Exception as error:  # every plug-in has its own errors for a broken connection
             raise TransientError(str(error) or type(error).__name__) from error
 

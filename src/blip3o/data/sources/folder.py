@@ -18,7 +18,7 @@ from blip3o.data.captions import CAPTION_FIELDS, captions_of, without_captions
 from blip3o.data.conversations import turns_of
 from blip3o.data.sources.metadata import MetadataRow, nearest, read_metadata
 from blip3o.data.sources.names import IMAGE_SUFFIXES
-from blip3o.data.sources.plain_files import file_stamp, read_plain
+from blip3o.data.sources.plain_files import cut, file_stamp, read_plain
 from blip3o.data.sources.scan import PassedOver, scan
 
 T = TypeVar("T")
@@ -70,7 +70,8 @@ class FolderSource:
         self._rows = self._read_metadata(found.metadata, unused)
         self._note_unused(unused, found.passed_over)
         self.passed_over: Mapping[str, int] = found.passed_over.counts()
-        self.shard_lengths: Sequence[int] = [len(self._names)]
+        self._shards = cut(len(self._names))
+        self.shard_lengths: Sequence[int] = [len(shard) for shard in self._shards]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -98,6 +99,10 @@ class FolderSource:
     def fingerprint(self) -> str:
         """Returns a hash of the images' names, sizes and modification times."""
         return self._fingerprint(self._names)
+
+    def shard_fingerprint(self, number: int) -> str:
+        """Returns such a hash of the images of a shard."""
+        return self._fingerprint([self._names[position] for position in self._shards[number]])
 
     def texts_fingerprint(self) -> str:
         """Returns such a hash of the text files, which do not affect image features."""

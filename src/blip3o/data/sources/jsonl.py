@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from blip3o.core.log import say
 from blip3o.core.texts import decode_text, has_wide_text, load_json, reason_of
 from blip3o.data.sources.files import files_of, is_remote, private_path
 from blip3o.data.sources.json_places import Place, elements_in, members_in, values_in
-from blip3o.data.sources.plain_files import check_plain, file_stamp
+from blip3o.data.sources.plain_files import check_plain, cut, file_stamp
 from blip3o.data.sources.references import file_of, read_reference, take_images
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
@@ -86,7 +86,7 @@ class JsonlSource:
             self._base = os.path.expanduser(config.image_folder).rstrip("/") or "/"
         self.is_remote = is_remote(self._base)
         self._text: str | None = None
-        self._stamps: bytes | None = None
+        self._stamps: dict[int, bytes] = {}
         self.passed_over: Mapping[str, int] = {}
         try:
             check_plain(self._path)
@@ -97,7 +97,8 @@ class JsonlSource:
             raise UsageError(f"cannot read {self._path}: {error.strerror}") from error
         except ValueError as error:
             raise UsageError(f"cannot read {self._path}: {error}") from error
-        self.shard_lengths: Sequence[int] = [len(self)]
+        self._shards = cut(len(self))
+        self.shard_lengths: Sequence[int] = [len(shard) for shard in self._shards]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -119,9 +120,9 @@ class JsonlSource:
         """Yields the list if it is local, and the local images that it names."""
         if not self._is_copy:
             yield str(self._path)
-        yield from self._images()
+        yield from self._images(range(len(self)))
 
-    def _images(self) -> Iterator[str]:
+    def _images(self, positions: Iterable[int]) -> Iterator[str]:
         named: list[str] = []
 
         def note(reference: object) -> bytes:
@@ -129,7 +130,7 @@ class JsonlSource:
                 named.append(file_of(reference, self._base))
             return b""
 
-        for position in range(0 if self.is_remote else len(self)):
+        for position in () if self.is_remote else positions:
             with suppress(ValueError):  # a bad record
                 take_images(self._row(position), note)
             yield from named
@@ -144,11 +145,23 @@ class JsonlSource:
             digest = hashlib.file_digest(file, "sha256")
         if self._image_folder is not None:
             digest.update(self._base.encode())
-        if self._stamps is None:  # computed once, because it takes seconds
-            images = self._images() if len(self) <= _MOST_STAMPED else ()
-            self._stamps = "".join(map(file_stamp, images)).encode()
-        digest.update(self._stamps)
+        for number in range(len(self._shards)):
+            digest.update(self._stamps_of(number))
         return digest.hexdigest()[:32]
+
+    def shard_fingerprint(self, number: int) -> str:
+        """Returns such a hash of the records of a shard, as they stand in the list."""
+        digest = hashlib.sha256(self._base.encode() if self._image_folder is not None else b"")
+        shard = self._shards[number]
+        digest.update(self._between(*self._places[shard.start : shard.stop].flat[[0, -1]].tolist()))
+        digest.update(self._stamps_of(number))
+        return digest.hexdigest()[:32]
+
+    def _stamps_of(self, number: int) -> bytes:
+        if number not in self._stamps:  # computed once, because it takes seconds
+            images = self._images(self._shards[number]) if len(self) <= _MOST_STAMPED else ()
+            self._stamps[number] = "".join(map(file_stamp, images)).encode()
+        return self._stamps[number]
 
     def _row(self, position: int) -> dict[str, Any]:
         try:
@@ -163,9 +176,15 @@ class JsonlSource:
         start, stop = self._places[position].tolist()
         if self._text is not None:
             return self._text[start:stop]
+        return decode_text(self._between(start, stop), "utf-8")
+
+    def _between(self, start: int, stop: int) -> bytes:
+        """Returns a piece of the list; the numbers are those of `_places`."""
+        if self._text is not None:
+            return self._text[start:stop].encode(errors="surrogatepass")
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
-            return decode_text(file.read(stop - start), "utf-8")
+            return file.read(stop - start)
 
     def _find_records(self) -> NDArray[np.int64]:
         """Returns start and end of each record [records, 2], in bytes or as indices of `_text`."""

@@ -7,6 +7,15 @@ from pathlib import Path
 from blip3o.imaging.load import DEFAULT_LIMITS
 
 _MORE_BYTES = 1 << 22
+_SHARD_RECORDS = 2048
+"""Records in a shard of a folder or a list: a multiple of a block of `RecordOrder`, so the order of
+the samples is that of one long shard."""
+
+
+def cut(num_records: int) -> list[range]:
+    """Returns the positions of the records in each shard of a source that has no files of them."""
+    starts = range(0, num_records, _SHARD_RECORDS)
+    return [range(start, min(start + _SHARD_RECORDS, num_records)) for start in starts]
 
 
 def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blip3o.data.sources.files import FileStamp
+from blip3o.data.sources.local_files import FileStamp
 
 _VERSION = 4
 """Raise it when the contents of an index change, or the rules that form records from members."""

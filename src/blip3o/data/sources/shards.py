@@ -17,13 +17,13 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
 from blip3o.data.parallel import in_processes
-from blip3o.data.sources.files import FileStamp, files_of, is_remote, neighbor, private_path
+from blip3o.data.sources.files import REMOTE_READS, files_of, is_remote, neighbor, private_path
+from blip3o.data.sources.local_files import FileStamp
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
 from blip3o.data.sources.shard_scan import scan
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 INDEX_SUFFIX = ".index.npz"
-_REMOTE_JOBS = 16
 _INDEX_BYTES = 1 << 16
 """An index is never longer than its shard plus this number of bytes."""
 
@@ -50,7 +50,7 @@ def index_shards(
     label = f"indexing {what}"
     make = functools.partial(make_index, salvage=salvage)
     if remote:
-        with ThreadPoolExecutor(_REMOTE_JOBS) as pool:
+        with ThreadPoolExecutor(REMOTE_READS) as pool:
             made = pool.map(make, remote)
             found.update(zip(remote, progress(made, total=len(remote), what=label), strict=True))
     if local:

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from blip3o.core.config import LocalPath
@@ -137,9 +137,17 @@ class WebDatasetSource:
 
     def fingerprint(self) -> str:
         """Returns a hash of the shards' names and of every record's name, place and size."""
+        return self._fingerprint(range(len(self.shards)))
+
+    def shard_fingerprint(self, number: int) -> str:
+        """Returns such a hash of one shard: the same for a copy, on any disk or server."""
+        return self._fingerprint([number])
+
+    def _fingerprint(self, numbers: Iterable[int]) -> str:
         digest = hashlib.sha256()
-        for path, shard in zip(self.paths, self.shards, strict=True):
-            digest.update(os.fsencode(path.rpartition("/")[2]))
+        for number in numbers:
+            shard = self.shards[number]
+            digest.update(os.fsencode(self.paths[number].rpartition("/")[2]))
             for array in (shard.names, shard.name_ends, shard.starts, shard.kinds):
                 digest.update(array.tobytes())
             digest.update(shard.offsets.tobytes() + shard.sizes.tobytes())

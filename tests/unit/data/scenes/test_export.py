@@ -4,6 +4,7 @@ import shutil
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from blip3o.data.scenes import export
 from blip3o.data.scenes.edits import sample_chain
 from blip3o.data.scenes.export import export_scenes
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import sample_pair, sample_scene
+from blip3o.data.scenes.scene import sample_groups, sample_pair, sample_scene
+from blip3o.data.scenes.types import Scene
 from blip3o.data.sources import read_record
 from blip3o.data.tasks import likely_tasks, make_example
 from blip3o.data.walk import source_config
@@ -53,12 +55,16 @@ def test_shards_hold_images_and_all_their_texts(tmp_path: Path) -> None:
     )
 
 
-def test_pairs_come_with_images_and_captions(tmp_path: Path) -> None:
-    (path,) = export_scenes(tmp_path, 0, 0, 2, px=32, num_processes=1)
-    assert path.name == "pairs-000000.tar"
+@pytest.mark.parametrize(("what", "sample"), [("pairs", sample_pair), ("groups", sample_groups)])
+def test_pairs_and_groups_come_with_images_and_captions(
+    tmp_path: Path, what: str, sample: Callable[[int, int], Scene]
+) -> None:
+    counts: dict[str, Any] = {f"num_{what}": 2}
+    (path,) = export_scenes(tmp_path, 0, **counts, px=32, num_processes=1)
+    assert path.name == f"{what}-000000.tar"
     shard = members(path)
     image = Image.open(io.BytesIO(shard["00000001.png"]))
-    assert image.tobytes() == render(sample_pair(0, 1), 32).tobytes()
+    assert image.tobytes() == render(sample(0, 1), 32).tobytes()
     assert len(json.loads(shard["00000001.json"])["captions"]) >= 5
 
 
@@ -199,6 +205,7 @@ def test_scenes_that_do_not_fit_on_the_disk_are_refused_before_the_first(
 
 @pytest.mark.parametrize("px", [48, 96])
 def test_the_estimate_is_near_the_bytes_that_are_written(tmp_path: Path, px: int) -> None:
-    for what, counts in {"scenes": (40, 0, 0), "edits": (0, 40, 0), "pairs": (0, 0, 40)}.items():
-        (shard,) = export_scenes(tmp_path / what, *counts, px=px, num_processes=1)
+    for what in ("scenes", "edits", "pairs", "groups"):
+        counts: dict[str, Any] = {"num_scenes": 0, f"num_{what}": 40}
+        (shard,) = export_scenes(tmp_path / what, **counts, px=px, num_processes=1)
         assert shard.stat().st_size == pytest.approx(40 * export._sample_bytes(what, px), rel=0.15)

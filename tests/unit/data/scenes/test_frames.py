@@ -122,6 +122,7 @@ def patterns(wording: Wording) -> list[re.Pattern[str]]:
     return [
         re.compile(".*".join(map(re.escape, re.split(r"\{\w+\}", text.rstrip(".?!").lower()))))
         for file, kind in SECTIONS
+        if kind != "wrapper"  # its template is every question
         for text in frames(file, kind, wording)
     ]
 

@@ -5,11 +5,11 @@ from importlib import resources
 import pytest
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.captions import caption_texts, pair_texts, request_of
+from blip3o.data.scenes.captions import caption_texts, group_texts, request_of
 from blip3o.data.scenes.frames import frames, kinds
 from blip3o.data.scenes.phrasing import Request, worded
 from blip3o.data.scenes.prompts import WORDING_CATEGORIES, eval_prompts
-from blip3o.data.scenes.scene import sample_pair, sample_scene
+from blip3o.data.scenes.scene import sample_groups, sample_pair, sample_scene
 from blip3o.data.scenes.synonyms import BACKGROUND_NAMES, COLOR_NAMES, PLURALS, THING_NAMES
 from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS, plural
 from blip3o.data.scenes.types import Scene, relations
@@ -79,8 +79,8 @@ WIDE = [
 ] + [
     (scene, text)
     for index in range(50)
-    for scene in [sample_pair(0, index)]
-    for text in pair_texts(scene, numpy_rng(0, "wide pairs", index))
+    for scene in [sample_pair(0, index), sample_groups(0, index)]
+    for text in group_texts(scene, numpy_rng(0, "wide pairs", index))
 ]
 
 

@@ -13,7 +13,7 @@ from blip3o.data.scenes.heldout import (
     is_heldout,
 )
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.scene import sample_groups, sample_scene
 from blip3o.data.scenes.things import COLORS, RAMPS, THINGS, background_image
 from blip3o.data.scenes.types import GAP, Placed, Scene, fits, place, relations, size_word
 
@@ -92,6 +92,19 @@ def test_the_heldout_split_always_shows_one_and_shows_all_kinds() -> None:
         reasons.update(found)
     assert set(reasons) == {"color", "pair", "count", "background"}
     assert min(reasons.values()) > 10
+
+
+def test_groups_are_three_or_four_things_or_a_counted_thing_beside_another() -> None:
+    seen = Counter()
+    for index in range(300):
+        scene = sample_groups(0, index, "train" if index % 3 else "val")
+        assert not is_heldout(scene)
+        looks = Counter((one.thing, one.color) for one in scene.objects)
+        assert len({thing for thing, _ in looks}) == len(looks)
+        seen[tuple(sorted(looks.values()))] += 1
+        assert is_heldout(sample_groups(0, index, "heldout"))
+    assert set(seen) == {(1, 1, 1), (1, 1, 1, 1), (1, 2), (1, 3), (2, 2)}
+    assert min(seen.values()) > 10
 
 
 def test_heldout_lists_are_balanced() -> None:

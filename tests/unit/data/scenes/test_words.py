@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -8,7 +9,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.captions import (
     caption_texts,
     detailed_caption,
-    pair_texts,
+    group_texts,
     short_caption,
 )
 from blip3o.data.scenes.heldout import (
@@ -19,7 +20,7 @@ from blip3o.data.scenes.heldout import (
     is_heldout,
 )
 from blip3o.data.scenes.prompts import CATEGORIES, EvalPrompt, eval_prompts
-from blip3o.data.scenes.scene import sample_pair, sample_scene
+from blip3o.data.scenes.scene import sample_groups, sample_pair, sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene, relations, size_word
 
@@ -92,20 +93,24 @@ def told_relation(text: str, scene: Scene) -> str | None:
     return name
 
 
-def test_captions_of_pairs_have_colors_or_none() -> None:
+@pytest.mark.parametrize("sample", [sample_pair, sample_groups])
+def test_captions_of_pairs_and_groups_have_colors_or_none(
+    sample: Callable[[int, int], Scene],
+) -> None:
     seen = Counter()
     for index in range(100):
-        scene = sample_pair(0, index)
-        assert len({one.thing for one in scene.objects}) == 2
+        scene = sample(0, index)
+        number = len({one.thing for one in scene.objects})
+        assert number >= 2
         assert not is_heldout(scene)
-        *texts, detailed = pair_texts(scene, numpy_rng(0, "pairs", index))
+        *texts, detailed = group_texts(scene, numpy_rng(0, "pairs", index))
         assert detailed == detailed_caption(scene)
         for text in texts:
             found = [(color, thing) for _, color, thing in nouns(text)]
             looks = {(one.color, one.thing) for one in scene.objects}
             looks |= {(None, one.thing) for one in scene.objects}
             assert set(found) <= looks, text
-            if len(found) == 2:  # in the plain words of this test
+            if len(found) == number:  # in the plain words of this test
                 seen[found[0][0] is not None] += 1
     assert min(seen[False], seen[True]) > 100
 

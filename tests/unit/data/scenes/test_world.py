@@ -1,5 +1,6 @@
 """A small world: fewer things and objects, the same held-out compositions."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from blip3o.data.scenes.edits import sample_chain, sample_edit
 from blip3o.data.scenes.export import export_scenes
 from blip3o.data.scenes.heldout import heldout_pairs, is_heldout
 from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
-from blip3o.data.scenes.scene import sample_pair, sample_scene
+from blip3o.data.scenes.scene import sample_groups, sample_pair, sample_scene
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.world import World
 
@@ -38,6 +39,17 @@ def test_scenes_pairs_and_edits_stay_in_their_world(split: str) -> None:
         check(edit.target, SMALL)
         for step in sample_chain(0, index, split, SMALL):
             check(step.target, SMALL)
+
+
+def test_groups_need_a_world_of_three_objects(tmp_path: Path) -> None:
+    three = dataclasses.replace(SMALL, max_objects=3)
+    for index in range(50):
+        scene = sample_groups(0, index, world=three)
+        check(scene, three)
+        assert len(scene.objects) == 3
+    with pytest.raises(UsageError, match="groups need scenes of three objects"):
+        export_scenes(tmp_path, 0, num_groups=1, world=SMALL)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_small_world_shows_everything_it_has() -> None:
