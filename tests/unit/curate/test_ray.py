@@ -54,7 +54,6 @@ def start(settings: Path, out: Path, *words: str, **environment: str) -> subproc
         env={
             **os.environ,
             "SOURCE_DATE_EPOCH": "0",
-            "RAY_raylet_start_wait_time_s": "240",  # on a busy machine
             **environment,
         },
     )
