@@ -252,7 +252,7 @@ def finish(runs: Path = RUNS) -> RunConfig:
 
     blip3o train pocket.finish --out runs/pocket/finish
 
-    The mean is better than both in nearly everything (docs/log.md, "the mean of two models"). A
+    The mean is better than both in nearly everything (docs/log.md, "mean of two models"). A
     quarter of the rate of `tune` falls from the first step on: a hot restart spends a short run on
     damage.
     """
