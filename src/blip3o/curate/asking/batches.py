@@ -200,8 +200,9 @@ class Batches:
     def _release(self, name: str, rows: Mapping[str, Row]) -> None:
         """Takes back a batch that the server does not have."""
         for key, row in rows.items():
-            self._journal.release(key)
-            self._budget.release(row.paid, row.asked.stage)
+            if self._journal.sender(key) == name:  # otherwise a killed process has done it
+                self._journal.release(key)
+                self._budget.release(row.paid, row.asked.stage)
         self._notes.remove(name)
 
     # -- batches of killed processes --
@@ -225,12 +226,13 @@ class Batches:
                 return True
             if self._journal.sender(order.asked.key) != name:
                 return True
-            file, id, rows = self._notes.read(name)
-            if not file:
-                self._journal.release(order.asked.key)
-                self._release(name, rows)
-                return True
             try:
+                file, id, rows = self._notes.read(name)
+                if not file:
+                    self._release(name, rows)
+                    if not rows:  # killed while it claimed them
+                        self._journal.release(order.asked.key)
+                    return True
                 batch = self._client.look(id) if id else self._client.start(file, may_exist=True)
             except UsageError as error:
                 if order.lost == "stop":
