@@ -6,7 +6,7 @@ A real server on this machine draws and judges. It fails on order: a part of the
 500, a body that is cut, or no answer before the time is up, the first time that they come; others
 are refused. One to eight workers run at a time; every few seconds one is killed (SIGKILL), and now
 and then another joins. The script fails unless no request was answered twice and all bytes of the
-finished set are those of one process that nobody disturbed.
+finished set are those of one undisturbed process.
 """
 
 import argparse
@@ -206,7 +206,7 @@ def curate(folder: Path, drafts: int, workers: int, seed: int) -> dict[str, Any]
     Args:
         folder: folder for the settings and the run.
         drafts: number of drafts.
-        workers: most workers; 0 for one that nobody disturbs, and a server without faults.
+        workers: most workers; 0 for one undisturbed process and a server without faults.
         seed: seed of the kills.
     """
     folder.mkdir()

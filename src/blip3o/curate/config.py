@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from blip3o.core.bounds import Count, Positive, Whole
@@ -130,11 +129,6 @@ class CurateConfig:
     def unit(self, number: int) -> slice:
         """Returns the slots of a unit."""
         return slice(number * self.unit_size, (number + 1) * self.unit_size)
-
-    def cards(self) -> Iterator[Mapping[str, object]]:
-        """Yields name, kind, identity of each model, for provenance."""
-        for one in self.models:
-            yield {"name": one.name, "kind": one.kind, **one.identity()}
 
 
 def recipe_names() -> list[str]:

@@ -12,7 +12,7 @@ from blip3o.core.errors import UsageError, shown, unknown_name
 from blip3o.core.files import read_lines
 from blip3o.core.log import say
 from blip3o.core.texts import load_json
-from blip3o.curate.draft import Draft, open_drafts
+from blip3o.curate.draft import Draft
 
 Verdict: TypeAlias = Literal["accept", "reject"]
 Interval: TypeAlias = tuple[float, float]
@@ -100,7 +100,7 @@ def _decision(data: object) -> Decision:
 
 def finished_drafts(drafts: Sequence[Draft]) -> list[Draft]:
     """Returns the drafts that a review is about: they have an image and are not dropped."""
-    return [one for one in open_drafts(drafts) if one.image]
+    return [one for one in drafts if one.is_finished]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,11 @@ class Draft:
         """Name of the draft in files: its slot with leading zeros."""
         return f"{self.slot:08d}"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the draft is a record as it stands: it has an image and was not dropped."""
+        return not self.dropped and bool(self.image)
+
     def drop(self, stage: str, reason: str) -> "Draft":
         """Returns the draft, left out of the finished set for a reason."""
         return dataclasses.replace(self, dropped=reason, dropped_by=stage)

@@ -80,7 +80,7 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
     Raises:
         UsageError: if no draft became a record, or the folder cannot be written.
     """
-    finished = [one for one in drafts if is_record(one)]
+    finished = [one for one in drafts if one.is_finished]
     if not finished:
         (stage, reason), count = Counter(map(_end_of, drafts)).most_common(1)[0]
         raise UsageError(
@@ -109,11 +109,6 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     return folder
-
-
-def is_record(draft: Draft) -> bool:
-    """Returns whether a draft has become a record."""
-    return not draft.dropped and bool(draft.image)
 
 
 def _end_of(draft: Draft) -> tuple[str, str]:
@@ -196,9 +191,9 @@ def _write_scores(file: Path, drafts: Sequence[Draft]) -> None:
         "id": [one.name for one in drafts],
         "category": [one.category for one in drafts],
         "prompt": [one.prompt for one in drafts],
-        "is_record": [is_record(one) for one in drafts],
-        "stage": ["" if is_record(one) else _end_of(one)[0] for one in drafts],
-        "reason": ["" if is_record(one) else _end_of(one)[1] for one in drafts],
+        "is_record": [one.is_finished for one in drafts],
+        "stage": ["" if one.is_finished else _end_of(one)[0] for one in drafts],
+        "reason": ["" if one.is_finished else _end_of(one)[1] for one in drafts],
         "image": [one.image for one in drafts],
         "num_failures": [len(one.failures) for one in drafts],
     }
@@ -210,7 +205,7 @@ def _write_scores(file: Path, drafts: Sequence[Draft]) -> None:
 
 def card(config: CurateConfig, drafts: Sequence[Draft], started: str) -> str:
     """Returns the card of a finished set, as Markdown."""
-    finished = [one for one in drafts if is_record(one)]
+    finished = [one for one in drafts if one.is_finished]
     licenses = sorted({one.license for one in config.models})
     lines = [
         "---",
@@ -236,7 +231,7 @@ def card(config: CurateConfig, drafts: Sequence[Draft], started: str) -> str:
     ]
     lines += ["", "## Drafts that are no records", ""]
     lines += ["| stage | drafts | such as |", "|---|---|---|"]
-    ends = [_end_of(one) for one in drafts if not is_record(one)]
+    ends = [_end_of(one) for one in drafts if not one.is_finished]
     for stage, count in Counter(stage for stage, _ in ends).most_common():
         example = next(reason for name, reason in ends if name == stage)
         lines.append(f"| {stage} | {count} | {_cell(example)} |")

@@ -5,7 +5,7 @@
 KEY is a hash of the stage's settings and version, of its models, and of the key before it. So a
 changed setting repeats only the stages after it, and a file is there completely or not at all. Any
 number of processes, on any machines that share the folder, may work at the same time: each takes a
-unit that nobody holds. The bytes depend neither on their number nor on their ends.
+free unit. The bytes depend neither on their number nor on their ends.
 """
 
 import dataclasses

@@ -195,7 +195,7 @@ class BatchClient:
                 page = _reply(self._server.get(address))
             except UsageError as error:
                 raise UnknownBatchError(
-                    f"{error}; so nobody knows whether the server has made a batch of the file "
+                    f"{error}; so it is unknown whether the server has made a batch of the file "
                     f"{file}"
                 ) from error
             listed = page.get("data")

@@ -138,7 +138,7 @@ class Batches:
         return b""
 
     def _send(self, orders: Sequence[Order], lines: Sequence[bytes]) -> None:
-        """Claims requests, and starts a batch of those that nobody has sent."""
+        """Claims requests, and starts a batch of those that were not sent before."""
         name = f"{_MARK}{uuid.uuid4().hex}"
         rows: dict[str, Row] = {}
         waiting: dict[str, list[Order]] = {}

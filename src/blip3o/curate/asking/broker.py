@@ -3,7 +3,7 @@
     python -m blip3o.curate.asking.broker FOLDER SOCKET      (started by the first worker)
 
 Workers ask through a Unix socket. The broker outlives them: an answer to a worker that was killed
-is kept in the journal, where the next worker finds it. It ends by itself when nobody asks any more.
+is kept in the journal, where the next worker finds it. It ends by itself when no worker is left.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from blip3o.core.config import to_dict
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.curate.asking.desks import Desk
+from blip3o.curate.asking.clerk import Clerk
 from blip3o.curate.asking.journal import Journal
 from blip3o.curate.asking.messages import Service, Told
 from blip3o.curate.asking.orders import Order, Worker
@@ -42,7 +42,7 @@ class Broker:
     def __init__(self, folder: Path, images: ImageStore) -> None:
         self.journal = Journal(folder)
         self._images = images
-        self._desks: dict[str, Desk] = {}
+        self._clerks: dict[str, Clerk] = {}
         self._mutex = threading.Lock()
         self._busy = 0
         self._last = time.monotonic()
@@ -59,18 +59,18 @@ class Broker:
             worker = Worker(connection)
             for wanted in worker.wanted():
                 try:
-                    desk = self._desk(wanted.service)
+                    clerk = self._clerk(wanted.service)
                 except UsageError as error:
                     worker.tell(Told(number=wanted.number, fault=str(error), is_final=True))
                     continue
-                desk.take(Order(wanted, worker))
+                clerk.take(Order(wanted, worker))
 
-    def _desk(self, service: Service) -> Desk:
+    def _clerk(self, service: Service) -> Clerk:
         name = json.dumps(to_dict(service), sort_keys=True)
         with self._mutex:
-            if name not in self._desks:
-                self._desks[name] = Desk(service, self.journal, self._images, self.working)
-            return self._desks[name]
+            if name not in self._clerks:
+                self._clerks[name] = Clerk(service, self.journal, self._images, self.working)
+            return self._clerks[name]
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -102,9 +102,8 @@ class BrokerClient:
                 command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         ends = time.monotonic() + _START_S
-        while (
-            time.monotonic() < ends and not process.poll()
-        ):  # it leaves the broker and ends with 0
+        # The started process leaves the broker behind and ends with 0; another status is a fault.
+        while time.monotonic() < ends and not process.poll():
             connection = _connect(socket)
             if connection is not None:
                 return connection

@@ -1,4 +1,4 @@
-"""The desk of a server in the broker: takes orders, and answers them from the journal or by asking.
+"""The clerk of a server in the broker: answers orders from the journal, or by asking.
 
 Requests for images, and for texts unless the server takes batches, are sent one by one.
 """
@@ -24,7 +24,7 @@ _LOOK_S = 0.2
 """Time between two looks at a request that another machine has in flight."""
 
 
-class Desk:
+class Clerk:
     """One server: its clients, and as many threads as requests may be in flight.
 
     Args:
