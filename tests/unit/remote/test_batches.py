@@ -82,7 +82,7 @@ def test_a_client_lists_all_batches_before_it_creates_a_second_one(
 def test_without_a_list_no_second_batch_is_created(client: BatchClient, server: Server) -> None:
     file = client.upload(lines(client, 1))
     server.batches.before = lambda step: server.error(404) if step == "list" else None
-    with pytest.raises(UnknownBatchError, match="nobody knows"):
+    with pytest.raises(UnknownBatchError, match="it is unknown whether"):
         client.start(file, may_exist=True)
     assert not server.batches.all
 
