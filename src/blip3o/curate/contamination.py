@@ -113,6 +113,7 @@ class PromptIndex:
         self._exact: dict[str, BenchmarkPrompt] = {}
         self._passages: dict[tuple[str, ...], BenchmarkPrompt] = {}
         self._entries: dict[str, list[_Entry]] = {}
+        self._of_size: dict[tuple[str, int], list[_Entry]] = {}
         entries: list[_Entry] = []
         for prompt in prompts:
             found = _words(prompt.text)
@@ -142,10 +143,22 @@ class PromptIndex:
                 return Match(kind="passage", prompt=self._passages[run])
         meaning = meaning_of(found)
         for word in sorted(meaning.words & self._entries.keys()):
-            for entry in self._entries[word]:
+            for entry in self._candidates(word, len(meaning.words)):
                 if kind := entry.compare(meaning):
                     return Match(kind=kind, prompt=entry.prompt)
         return None
+
+    def _candidates(self, word: str, size: int) -> list[_Entry]:
+        """Returns the entries under a word that a text of a number of words may repeat."""
+        found = self._of_size.get((word, size))
+        if found is None:
+            found = [
+                entry
+                for entry in self._entries[word]
+                if entry.least <= size <= len(entry.meaning.words) + entry.most_extra
+            ]
+            self._of_size[word, size] = found
+        return found
 
     def _limits(self, meaning: Meaning) -> tuple[int, float]:
         """Returns the least number of a prompt's words in a text, and the most others."""

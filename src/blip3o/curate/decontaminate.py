@@ -169,15 +169,15 @@ def decontaminate(
     Raises:
         UsageError: if a path holds no data, a benchmark is unknown, or `out` cannot be written.
     """
-    prompts = benchmark_prompts(names)
+    check = _Check(benchmark_prompts(names))
     found: list[Contaminated] = []
     num_records = num_texts = num_unreadable = 0
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
         source = config.build()
         num_records += len(source)
-        check = functools.partial(_check_chunk, path=path, prompts=tuple(prompts))
-        for some, texts, bad in walk(config, check, jobs=jobs, what=f"reading {source.name}"):
+        of_path = functools.partial(check, path=path)
+        for some, texts, bad in walk(config, of_path, jobs=jobs, what=f"reading {source.name}"):
             found += some
             num_texts += texts
             num_unreadable += bad
@@ -189,7 +189,7 @@ def decontaminate(
             raise UsageError(f"cannot write {out}: {reason_of(error)}") from error
     return ContaminationReport(
         benchmarks=[name.partition("=")[0] for name in names],
-        num_prompts=_index(tuple(prompts)).num_prompts,
+        num_prompts=check.index.num_prompts,
         num_records=num_records,
         num_texts=num_texts,
         num_unreadable=num_unreadable,
@@ -210,39 +210,47 @@ def texts_of(fields: Mapping[str, Any]) -> list[str]:
     return [text for text in texts if isinstance(text, str) and text.strip()]
 
 
-@functools.cache
-def _index(prompts: tuple[BenchmarkPrompt, ...]) -> PromptIndex:
-    """Returns the index of the prompts, which each process builds once."""
-    return PromptIndex(prompts)
+class _Check:
+    """Compares the texts of records with prompts.
 
+    Args:
+        prompts: the prompts; each process builds its own index of them.
+    """
 
-def _check_chunk(
-    source: Source, positions: range, *, path: str, prompts: tuple[BenchmarkPrompt, ...]
-) -> tuple[list[Contaminated], int, int]:
-    """Returns the contaminated records, the number of texts, and that of unreadable records."""
-    index = _index(prompts)
-    found: list[Contaminated] = []
-    num_texts = num_unreadable = 0
-    for position in positions:
-        try:
-            key, _, fields = source.read(position)
-        except (ValueError, OSError):
-            num_unreadable += 1
-            continue
-        texts = texts_of(fields)
-        num_texts += len(texts)
-        matches = ((text, index.match(text)) for text in texts)
-        first = next(((text, match) for text, match in matches if match), None)
-        if first is not None:
-            text, match = first
-            found.append(
-                Contaminated(
-                    path=path,
-                    source=source.name,
-                    key=key,
-                    position=position,
-                    text=text,
-                    match=match,
+    def __init__(self, prompts: Sequence[BenchmarkPrompt]) -> None:
+        self._prompts = prompts
+
+    @functools.cached_property
+    def index(self) -> PromptIndex:
+        """The index of the prompts."""
+        return PromptIndex(self._prompts)
+
+    def __call__(
+        self, source: Source, positions: range, *, path: str
+    ) -> tuple[list[Contaminated], int, int]:
+        """Returns the contaminated records, the numbers of texts and of unreadable records."""
+        match = self.index.match
+        found: list[Contaminated] = []
+        num_texts = num_unreadable = 0
+        for position in positions:
+            try:
+                key, _, fields = source.read(position)
+            except (ValueError, OSError):
+                num_unreadable += 1
+                continue
+            texts = texts_of(fields)
+            num_texts += len(texts)
+            matches = ((text, match(text)) for text in texts)
+            first = next(((text, one) for text, one in matches if one), None)
+            if first is not None:
+                found.append(
+                    Contaminated(
+                        path=path,
+                        source=source.name,
+                        key=key,
+                        position=position,
+                        text=first[0],
+                        match=first[1],
+                    )
                 )
-            )
-    return found, num_texts, num_unreadable
+        return found, num_texts, num_unreadable

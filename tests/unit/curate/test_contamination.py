@@ -36,6 +36,17 @@ def test_every_bundled_prompt_is_found_as_it_is(bundled: PromptIndex) -> None:
     assert all(kind(bundled, prompt.text.upper() + " ") == "exact" for prompt in prompts)
 
 
+def test_the_index_finds_the_same_as_a_comparison_with_each_prompt() -> None:
+    prompts = benchmark_prompts(["geneval"])[::10]
+    one_by_one = [PromptIndex([prompt]) for prompt in prompts]
+    together = PromptIndex(prompts)
+    texts = [f"{one.text} {end}" for one in prompts for end in ("", "and a lamp", "in a red barn")]
+    found = [together.match(text) is not None for text in texts]
+    assert all(found[::3])
+    assert {*found[1::3]} == {True, False}, "one more thing: near for long prompts only"
+    assert found == [any(single.match(text) for single in one_by_one) for text in texts]
+
+
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [

@@ -24,6 +24,7 @@ from blip3o.core.log import say
 from blip3o.core.texts import decode_text, has_wide_text, load_json, reason_of
 from blip3o.data.sources.files import files_of, is_remote, private_path
 from blip3o.data.sources.json_places import Place, elements_in, members_in, values_in
+from blip3o.data.sources.local_files import LocalFiles
 from blip3o.data.sources.plain_files import check_plain, cut, file_stamp
 from blip3o.data.sources.references import file_of, read_reference, take_images
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
@@ -85,6 +86,7 @@ class JsonlSource:
         if config.image_folder is not None:
             self._base = os.path.expanduser(config.image_folder).rstrip("/") or "/"
         self.is_remote = is_remote(self._base)
+        self._files = LocalFiles()
         self._text: str | None = None
         self._stamps: dict[int, bytes] = {}
         self.passed_over: Mapping[str, int] = {}
@@ -182,9 +184,7 @@ class JsonlSource:
         """Returns a piece of the list; the numbers are those of `_places`."""
         if self._text is not None:
             return self._text[start:stop].encode(errors="surrogatepass")
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(start)
-            return file.read(stop - start)
+        return self._files.read(str(self._path), start, stop - start)
 
     def _find_records(self) -> NDArray[np.int64]:
         """Returns start and end of each record [records, 2], in bytes or as indices of `_text`."""
