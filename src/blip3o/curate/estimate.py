@@ -1,12 +1,18 @@
 """The requests and the money that a curation may need, before the first request."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from blip3o.curate.config import CurateConfig
+from blip3o.curate.draft import concerns
 from blip3o.curate.models.openai import OpenAIModel
 from blip3o.curate.stages import AskingStage
+from blip3o.curate.stages.templates import TemplatesStage
 from blip3o.remote.cost import Prices, estimate
+
+_FEW = 0.9
+"""Share of different sentences in a category below which an estimate warns."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,4 +75,21 @@ def estimate_text(rows: Sequence[StageEstimate], config: CurateConfig) -> str:
         if value is not None
     ]
     lines.append(f"  in all {total:.4g}; {'cap: ' + ', '.join(caps) if caps else 'no cap'}")
+    lines += _repeats(config)
     return "\n".join(lines)
+
+
+def _repeats(config: CurateConfig) -> Iterator[str]:
+    """Yields a warning for each category whose grammar is too small for its drafts."""
+    drafts = config.plan()
+    for name, stage in zip(config.stage_names, config.stages, strict=True):
+        if not isinstance(stage, TemplatesStage):
+            continue
+        chosen = Counter(one.category for one in drafts if concerns(one, stage.categories))
+        for category, number in chosen.items():
+            expected = stage.num_expected(category, number)
+            if expected < _FEW * number:
+                yield (
+                    f"  warning: {name} has about {expected:,.0f} different sentences for the "
+                    f"{number:,} drafts of the category {category!r}"
+                )

@@ -1,6 +1,7 @@
 """The settings and the plan of a curation."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from blip3o.core.config import from_dict
 from blip3o.core.errors import UsageError
 from blip3o.curate.config import CurateConfig, read_curation, recipe_names
-from blip3o.curate.estimate import estimated
+from blip3o.curate.estimate import estimate_text, estimated
 
 
 def config(**changes: Any) -> CurateConfig:
@@ -73,6 +74,20 @@ def test_an_estimate_counts_prices() -> None:
     judged = found["judge"]
     assert judged is not None
     assert 80_000 * 2 * (1_369 * 2 + 300 * 8) / 1e6 < judged < 2 * 80_000 * 2 * 5_200 / 1e6
+
+
+def test_an_estimate_warns_of_a_grammar_that_is_too_small(tmp_path: Path) -> None:
+    grammar = tmp_path / "mine.yaml"
+    grammar.write_text(
+        "words:\n  color: [red, blue, green]\n  thing: [cat, dog]\n"
+        "categories:\n  a: ['a {color} {thing}']\n  b: ['{color}']\n  c: ['a {thing}']\n"
+    )
+    stages = [{"kind": "templates", "grammar": str(grammar), "categories": ["a", "b"]}]
+    made = config(stages=stages, categories={"a": 0.2, "b": 0.2, "c": 0.6}, num_drafts=10)
+    warnings = [line for line in estimate_text([], made).splitlines() if "warning" in line]
+    (warning,) = warnings
+    assert "about 2 different sentences for the 2 drafts of the category 'b'" in warning
+    assert "warning" not in estimate_text([], read_curation("curate.edits", ["num_drafts=50"]))
 
 
 def test_unknown_curations_are_named() -> None:

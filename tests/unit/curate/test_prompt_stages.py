@@ -54,7 +54,7 @@ def drafts(*categories: str) -> list[Draft]:
 
 @pytest.mark.parametrize("name", ["templates", "write", "mine", "decontaminate", "scenes"])
 def test_table(name: str) -> None:
-    assert STAGES.get(name).version == 1
+    assert STAGES.get(name).version >= 1
     assert STAGES.get("scene_check") is SceneCheckStage
 
 
@@ -123,6 +123,10 @@ def test_write_takes_the_cleaned_answer_and_notes_its_origin(tmp_path: Path) -> 
         (Reply(outcome="cut", text="A cat and"), "the answer was cut"),
         (answered('Prompt: ""'), "the answer is empty"),
         (answered("A sign."), 'the answer leaves out "OPEN"'),
+        (
+            answered('A sign "OPEN" hangs over a narrow doorway at dusk, lit from above.'),
+            "the answer copies the instruction",
+        ),
     ],
 )
 def test_write_drops_drafts_without_a_good_answer(
@@ -132,6 +136,15 @@ def test_write_drops_drafts_without_a_good_answer(
     (done,) = WriteStage(model="writer").run(given, desk(tmp_path, Writer(reply)))
     assert (done.dropped, done.dropped_by, done.prompt) == (reason, "work", given[0].prompt)
     assert len(done.steps) == 1
+
+
+def test_words_of_the_draft_itself_are_no_copy(tmp_path: Path) -> None:
+    prompt = "a photo of three green cups on a stone bench in a garden"
+    assert prompt[:40] in WriteStage(model="writer").instruction
+    given = [Draft(slot=0, category="x", prompt=prompt)]
+    writer = Writer(answered(prompt))
+    (done,) = WriteStage(model="writer").run(given, desk(tmp_path, writer))
+    assert not done.dropped
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ class TemplatesStage:
         except OSError as error:
             raise UsageError(f"cannot read the grammar {file}: {reason_of(error)}") from error
 
+    def num_expected(self, category: str, num_drafts: int) -> float:
+        """Returns how many different sentences some drafts of a category are expected to get.
+
+        Raises:
+            UsageError: if the grammar has no such category.
+        """
+        return read_grammar(self.grammar).num_expected(category, num_drafts)
+
     def run(self, drafts: Sequence[Draft], desk: Desk) -> list[Draft]:
         """Returns the drafts with texts and facts; see `StageConfig`."""
         return [

@@ -11,6 +11,7 @@ from blip3o.curate.desk import Desk
 from blip3o.curate.draft import Draft, Step, concerns
 from blip3o.curate.examples import EXAMPLE_TEXT
 from blip3o.curate.models import Reply, Request
+from blip3o.curate.near import word_runs
 from blip3o.remote.chat import ChatRequest
 
 INSTRUCTION = """\
@@ -52,14 +53,17 @@ _LABEL = re.compile(r"^(?:[a-z]+ )?(?:prompt|caption|instruction|answer) ?:\s*",
 _INTRODUCTION = re.compile(r"^(?:sure|certainly|of course|okay|here)\b.*[:!]$", re.I)
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 _QUOTED = re.compile(r'"([^"]+)"')
+_COPIED_WORDS = 8
+"""Words in a row that an answer must not have from the instruction."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WriteStage:
     """Has a chat model write the prompt, or the instruction of an edit, anew.
 
-    A draft is dropped if the model refuses, says nothing, is cut at `max_tokens`, or leaves out
-    words that the prompt has in double quotes.
+    A draft is dropped if the model refuses, says nothing, is cut at `max_tokens`, leaves out words
+    that the prompt has in double quotes, or copies a sentence of the instruction, as small models
+    do with its examples.
 
     Args:
         name: name of the stage in its run.
@@ -73,7 +77,7 @@ class WriteStage:
         UsageError: if the instruction has an unknown gap, or none for a prompt.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     is_whole: ClassVar[bool] = False
 
     kind: str = "write"
@@ -131,6 +135,9 @@ class WriteStage:
         for quoted in _QUOTED.findall(draft.prompt):
             if quoted not in text:
                 return noted.drop(stage, f'the answer leaves out "{quoted}"')
+        copied = word_runs(text, _COPIED_WORDS) & word_runs(self.instruction, _COPIED_WORDS)
+        if copied - word_runs(f"{draft.source_prompt} {draft.prompt}", _COPIED_WORDS):
+            return noted.drop(stage, "the answer copies the instruction")
         return dataclasses.replace(noted, prompt=text)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.types import ImageRequest
 from blip3o.data.scenes.edits import MAX_SHIFT
-from blip3o.data.scenes.synonyms import COLOR_NAMES, THING_NAMES
+from blip3o.data.scenes.synonyms import COLOR_NAMES, PLURALS, THING_NAMES
 from blip3o.data.scenes.things import BACKGROUNDS, plural
 from blip3o.data.scenes.types import RELATION_MARGIN
 from blip3o.eval.scene_detector import detect
@@ -169,7 +169,8 @@ def _distance(one: SceneDetection, other: SceneDetection) -> float:
 @functools.cache
 def _of_thing(thing: str) -> re.Pattern[str]:
     names = (thing, *THING_NAMES.get(thing, ()))
-    return _names((*names, *map(plural, names)))
+    others = (PLURALS[thing],) if thing in PLURALS else ()
+    return _names((*names, *map(plural, names), *others))
 
 
 @functools.cache

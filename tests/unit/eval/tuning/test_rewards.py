@@ -15,6 +15,7 @@ from blip3o.core.types import ImageRequest
 from blip3o.data.scenes.captions import caption_texts
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.synonyms import PLURALS
 from blip3o.data.scenes.types import Placed, Scene
 from blip3o.eval.tuning.http import HttpRewardConfig
 from blip3o.eval.tuning.scenes import ScenesReward
@@ -63,6 +64,12 @@ def test_an_image_gets_credit_for_what_it_shows(
     caption: str, shown: Scene, expected: float
 ) -> None:
     assert score(shown, caption) == expected
+
+
+@pytest.mark.parametrize(("thing", "words"), PLURALS.items())
+def test_every_plural_names_its_thing(thing: str, words: str) -> None:
+    named = ((thing, "red"), LEFT)
+    assert score(scene(named), f"some {words}", record=scene(named, (DOG, RIGHT))) == 1.0
 
 
 def test_the_true_image_of_a_caption_has_the_full_reward_and_another_one_less() -> None:
