@@ -8,7 +8,8 @@ import pytest
 from blip3o.core.errors import UsageError
 from blip3o.core.shard import Shard
 from blip3o.study import STUDIES
-from blip3o.study.grid import Arm, Evaluation, Study, StudySettings, resolve
+from blip3o.study.grid import Arm, Study, StudySettings, resolve
+from blip3o.study.measures import MethodEvaluation
 from blip3o.study.run import seeded
 
 SHARED = Path("shared")
@@ -94,7 +95,7 @@ def test_a_recipe_without_stages_takes_no_folder(tiny_study: Study) -> None:
 
 
 def test_the_start_answers_the_questions_of_the_end() -> None:
-    settings = Evaluation()
+    settings = MethodEvaluation()
     assert settings.question_benchmark.num_questions == settings.benchmark.num_questions
     assert settings.question_benchmark.prompts_per_category == 0
-    assert StudySettings().seeds == (0, 1, 2)
+    assert StudySettings(evaluation=settings).seeds == (0, 1, 2)
