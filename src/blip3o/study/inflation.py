@@ -45,7 +45,7 @@ class Change:
 
 
 def changes(own: Sequence[Result], reference: Mapping[int, Items]) -> dict[str, Change]:
-    """Returns the changes of all scores against the reference of the same seed.
+    """Returns the changes of all scores that the runs have, against the reference of their seed.
 
     Args:
         own: runs of an arm.
@@ -60,14 +60,15 @@ def changes(own: Sequence[Result], reference: Mapping[int, Items]) -> dict[str, 
         return {}
     by_seed = [part_scores(items) for items in pairs.values()]
     rows = _rows(pairs)
-    bounds = bootstrap_intervals(_means, rows, _means(rows)).by_category
+    means = _means(rows)
+    bounds = bootstrap_intervals(_means, rows, means).by_category
     return {
         name: Change(
             by_seed=[scores[name] for scores in by_seed],
             seeds=_seed_bounds([scores[name] for scores in by_seed]),
             prompts=bounds[name],
         )
-        for name in NAMES
+        for name in means.by_category
     }
 
 
@@ -99,7 +100,8 @@ def _means(rows: Sequence[Row]) -> Scores:
         seed, _, group = row.item.category.partition("/")
         by_seed[seed][group].append(row.score_or(0.0))
     scores = [part_scores({n: tuple(v) for n, v in items.items()}) for items in by_seed.values()]
-    means = {name: statistics.fmean(one[name] for one in scores) for name in NAMES}
+    names = [name for name in NAMES if all(name in one for one in scores)]
+    means = {name: statistics.fmean(one[name] for one in scores) for name in names}
     return Scores(overall=None, by_category=means)
 
 
@@ -173,7 +175,7 @@ def _table(
         if arm in found:
             own = found[arm]
             count = len(next(iter(own.values())).by_seed) if own else 0
-            cells = [_cell(own[name]) if own else "-" for name in names]
+            cells = [_cell(own[name]) if name in own else "-" for name in names]
             lines.append(f"| `{arm}` | {count} | {' | '.join(cells)} |")
     return lines
 
@@ -239,7 +241,7 @@ def draw_inflation(
             points = [
                 (rates.index(leak.rate) + 0.06 * (number - 1), effects[arm][name])
                 for arm, leak in leaks.items()
-                if leak.kind == kind and effects.get(arm)
+                if leak.kind == kind and name in effects.get(arm, {})
             ]
             if not points:
                 continue

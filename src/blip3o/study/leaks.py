@@ -99,7 +99,7 @@ class LeakEvaluation(Evaluation):
     num_points: Count = 1
     benchmark: ScenesBenchmark = dataclasses.field(
         default_factory=lambda: ScenesBenchmark(
-            wording_prompts_per_category=32, images_per_prompt=1
+            wording_prompts_per_category=32, images_per_prompt=1, num_inference_steps=12
         )
     )
 

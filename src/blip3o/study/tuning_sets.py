@@ -168,7 +168,7 @@ def write_tuning_set(sets: TuningSets, leak: Leak, image_px: int, file: Path) ->
         return
     lines: list[str] = []
     for one in sets.examples(leak):
-        image = file.with_name(f"{one.image}.png")
+        image = file.parent / f"{one.image}.png"
         if not image.exists():
             image.parent.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
