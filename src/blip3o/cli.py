@@ -181,7 +181,9 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
         "seeds=[0,1,2]",
         lambda: (
             f"settings of a study:\n{_settings('study/grid.py', 'StudySettings')}\n"
-            f"settings of evaluation:\n{_settings('study/grid.py', 'Evaluation')}"
+            f"settings of evaluation:\n{_settings('study/grid.py', 'Evaluation')}\n"
+            f"of methods, too:\n{_settings('study/measures.py', 'MethodEvaluation')}\n"
+            f"of contamination, too:\n{_settings('study/leaks.py', 'LeakEvaluation')}"
         ),
     )
 

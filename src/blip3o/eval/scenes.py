@@ -12,17 +12,20 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from PIL import Image
 
 from blip3o.core.bounds import Count, Seed, Whole
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.edits import Edit, sample_edit
 from blip3o.data.scenes.frames import Wording
-from blip3o.data.scenes.prompts import CATEGORIES, WORDING_CATEGORIES, eval_prompts
+from blip3o.data.scenes.prompts import CATEGORIES, WORDING_CATEGORIES, EvalPrompt, eval_prompts
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import Scene, sample_scene
-from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.data.scenes.scene import arrange, sample_scene
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS, plural
+from blip3o.data.scenes.types import Scene
+from blip3o.data.scenes.words import pick
 from blip3o.data.scenes.world import FULL, World
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.scene_detector import VERSION as DETECTOR_VERSION
@@ -164,18 +167,29 @@ class ScenesBenchmark(Benchmark):
             for prompt in eval_prompts(category, count, self.seed, self.world, wording=axis.wording)
         ]
         for number, prompt in enumerate(prompts):
-            yield Item(
-                id=f"{axis.prefix}prompt-{number:04}",
-                number=number,
-                prompt=prompt.prompt,
-                category=prompt.category,
-                num_samples=self.images_per_prompt,
-                data={
-                    "part": axis.prompts,
-                    "include": list(prompt.include),
-                    "relation": prompt.relation and list(prompt.relation),
-                },
-            )
+            yield self.prompt_item(prompt, number, f"{axis.prefix}prompt", axis.prompts)
+
+    def prompt_item(self, prompt: EvalPrompt, number: int, name: str, part: str) -> Item:
+        """Returns the item of a prompt.
+
+        Args:
+            prompt: the prompt.
+            number: keys the noise.
+            name: begins the id.
+            part: the part of the benchmark.
+        """
+        return Item(
+            id=f"{name}-{number:04}",
+            number=number,
+            prompt=prompt.prompt,
+            category=prompt.category,
+            num_samples=self.images_per_prompt,
+            data={
+                "part": part,
+                "include": list(prompt.include),
+                "relation": prompt.relation and list(prompt.relation),
+            },
+        )
 
     def _questions(self, count: int, axis: "_Axis") -> Iterator[Item]:
         number = 0
@@ -320,6 +334,21 @@ def truth_of(scene: Scene) -> list[SceneDetection]:
         SceneDetection(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size)
         for one in scene.objects
     ]
+
+
+def right_scene(prompt: EvalPrompt, rng: np.random.Generator, world: World = FULL) -> Scene:
+    """Returns a scene that shows only the objects of a prompt, otherwise as in the data."""
+    wanted = [WantedThing(**item) for item in prompt.include]
+    while True:
+        looks = [
+            (one.thing, one.color or pick(rng, world.colors))
+            for one in wanted
+            for _ in range(one.count)
+        ]
+        background = prompt.background or pick(rng, BACKGROUNDS)
+        scene = Scene(background=background, objects=arrange(rng, looks))
+        if judge_scene(truth_of(scene), wanted, prompt.relation):
+            return scene
 
 
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}

@@ -27,6 +27,7 @@ from blip3o.core.shard import WHOLE, Shard
 from blip3o.eval.benchmark import (
     Benchmark,
     Found,
+    Item,
     Outcome,
     Row,
     Sample,
@@ -356,9 +357,14 @@ def results_of(
 
 def measure(benchmark: Benchmark, model: EvaluatedModel) -> Scores:
     """Returns the figures of a model without writing any file."""
+    return settled(benchmark.reduce, judged(benchmark, benchmark.items(), model))
+
+
+def judged(benchmark: Benchmark, items: Sequence[Item], model: EvaluatedModel) -> list[Row]:
+    """Returns the rows of all samples of items, in order, without writing any file."""
     scorer = benchmark.scorer()
     rows: list[Row] = []
-    for jobs in progress(Plan(tuple(benchmark.items())).chunks(benchmark.batch_size), what="eval"):
+    for jobs in progress(Plan(tuple(items)).chunks(benchmark.batch_size), what="eval"):
         outputs = outputs_of(jobs, benchmark, model)
         samples = [
             Sample(
@@ -374,7 +380,7 @@ def measure(benchmark: Benchmark, model: EvaluatedModel) -> Scores:
         ]
         verdicts = {(one.item, one.number): one for one in scorer.verdicts(samples)}
         rows += [Row(job.item, job.number, verdicts.get(key_of(job))) for job in jobs]
-    return settled(benchmark.reduce, rows)
+    return rows
 
 
 @contextmanager

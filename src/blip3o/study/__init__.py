@@ -14,8 +14,19 @@ if TYPE_CHECKING:
 STUDIES: "Registry[Callable[[], Study]]" = Registry(
     "study",
     {
+        "contamination": ".contamination:contamination",
         "paper": ".paper:paper",
         "training": ".training:training",
+    },
+    package=__name__,
+)
+
+
+EVALUATIONS = Registry(
+    "evaluation of a study",
+    {
+        "methods": ".measures:MethodEvaluation",
+        "contamination": ".leaks:LeakEvaluation",
     },
     package=__name__,
 )

@@ -35,8 +35,9 @@ class Test:
         flops_share: take the arm's value not at the end but where its training has cost this
             multiple of the operations of the other arm (`minus`); interpolated between the points
             of the curve, and the end of a shorter curve.
-        over: what stands for the values of the seeds: their 95 % interval, or, for exact
-            statements, their range.
+        over: what stands for the values of the seeds: their 95 % interval; for exact statements,
+            their range; or the interval of the differences within each seed ("pairs"), for arms
+            whose runs share everything else that depends on the seed.
     """
 
     score: str
@@ -45,7 +46,11 @@ class Test:
     is_: Literal["above", "below", "within", "beyond"]
     limit: float = 0.0
     flops_share: float | None = None
-    over: Literal["interval", "range"] = "interval"
+    over: Literal["interval", "range", "pairs"] = "interval"
+
+    def __post_init__(self) -> None:
+        if self.over == "pairs" and (not self.minus or self.flops_share is not None):
+            raise ValueError("pairs need an arm to subtract, and the scores of the end")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +132,19 @@ def _measured(test: Test, results: Results) -> Interval | None:
         return None
     if test.over == "interval":
         return difference_interval(own, subtracted)
+    if test.over == "pairs":
+        return _pairs(test, results)
     a, b = value_range(own), value_range(subtracted)
     return Interval(a.mean - b.mean, a.low - b.high, a.high - b.low)
+
+
+def _pairs(test: Test, results: Results) -> Interval | None:
+    """Returns the interval of the differences of the seeds that both arms have."""
+    own, other = ({run.seed: run for run in results[arm]} for arm in (test.arm, test.minus))
+    both = sorted(own.keys() & other.keys())
+    if len(both) < LEAST_SEEDS:
+        return None
+    return mean_interval([own[k].scores[test.score] - other[k].scores[test.score] for k in both])
 
 
 def _values(test: Test, runs: Sequence[Result], flops: float | None) -> list[float] | None:

@@ -1,16 +1,19 @@
 """The parts of a study: arms, seeds, measurements, and the claims that it tests."""
 
+import abc
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from blip3o.core.bounds import Count, Seed, Whole
-from blip3o.core.config import evolve, override
+from blip3o.core.bounds import Count, Seed
+from blip3o.core.config import component, evolve, override
 from blip3o.core.errors import UsageError
 from blip3o.eval.scenes import ScenesBenchmark
-from blip3o.study.claims import Claim
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.study.claims import Claim, Results
+from blip3o.study.results import Measured
 from blip3o.train.config import RunConfig
 
 Recipe: TypeAlias = Callable[..., RunConfig]
@@ -35,73 +38,41 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The measurements of every run; prompts and noise are the same for all runs.
+class Evaluation(abc.ABC):
+    """The measurements of every run; prompts and noise are the same for all runs of a seed.
 
     Args:
         num_points: points of the curves, evenly spaced, the end included.
         benchmark: the scenes benchmark at the end of a run; its world, seed, steps and guidance
             apply to all measurements.
-        curve_prompts: prompts of each category at the points before the end.
-        curve_images: images of each prompt there.
-        curve_questions: questions there.
-        num_diverse_prompts: prompts whose images are drawn several times for the diversity.
-        num_repeats: images of each of them, at least 2.
-        num_frechet_images: generated and real images whose features are compared.
-        num_psnr_images: unseen images that are encoded and decoded.
-        num_texts: texts on which the logits before and after training are compared.
         sample_prompts: prompts of the sample images.
     """
 
-    num_points: Count = 4
-    benchmark: ScenesBenchmark = dataclasses.field(
-        default_factory=lambda: ScenesBenchmark(
-            num_captions=0,
-            num_edits=0,
-            num_reconstructions=0,
-            wording_prompts_per_category=0,
-            num_wording_questions=0,
-            num_wording_edits=0,
-        )
-    )
-    curve_prompts: Whole = 10
-    curve_images: Count = 1
-    curve_questions: Whole = 100
-    num_diverse_prompts: Count = 12
-    num_repeats: Count = 4
-    num_frechet_images: Count = 256
-    num_psnr_images: Count = 64
-    num_texts: Count = 32
+    num_points: Count
+    benchmark: ScenesBenchmark
     sample_prompts: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        for name in ("num_repeats", "num_frechet_images"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+    @abc.abstractmethod
+    def start(self, pipe: Blip3oPipeline, arm: str, config: RunConfig) -> "Measuring":
+        """Measures a model before its training, and returns the measuring of its run.
 
-    @property
-    def question_benchmark(self) -> ScenesBenchmark:
-        """The benchmark of the start: the same questions as at the end, and nothing else."""
-        return dataclasses.replace(
-            self.benchmark,
-            prompts_per_category=0,
-            num_captions=0,
-            num_edits=0,
-            num_reconstructions=0,
-            wording_prompts_per_category=0,
-            num_wording_questions=0,
-            num_wording_edits=0,
-        )
+        Args:
+            pipe: the model; it is trained later.
+            arm: name of the arm.
+            config: the run, with its seed.
+        """
 
-    @property
-    def curve_benchmark(self) -> ScenesBenchmark:
-        """The benchmark at the points before the end."""
-        return dataclasses.replace(
-            self.question_benchmark,
-            prompts_per_category=self.curve_prompts,
-            images_per_prompt=self.curve_images,
-            num_questions=self.curve_questions,
-        )
+
+class Measuring(Protocol):
+    """The measuring of one run."""
+
+    def point(self, pipe: Blip3oPipeline, *, is_last: bool) -> Measured:
+        """Returns the measurements at a point of the curves."""
+        ...
+
+    def end(self, pipe: Blip3oPipeline, last: Measured) -> Measured:
+        """Returns the measurements of the last point, and those that are made once."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,11 +82,11 @@ class StudySettings:
     Args:
         seeds: a run of each arm has each of these seeds, which set its weights, data order and
             noise.
-        evaluation: the measurements.
+        evaluation: the measurements, a subclass of `Evaluation`.
     """
 
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    evaluation: Any = component("blip3o.study:EVALUATIONS")
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -134,14 +105,20 @@ class Study:
         claims: the claims to decide.
         shared: runs that are trained once, in this order, before the arms, which may start from
             their models: recipes by the name of their folder.
+        write_data: writes data of the study's own into the folder of the shared runs; files that
+            are complete stay.
+        section: returns a further section of the report, in Markdown, and writes its images into
+            the folder of the study.
     """
 
     name: str
     title: str
     arms: tuple[Arm, ...]
-    settings: StudySettings = StudySettings()
+    settings: StudySettings
     claims: tuple[Claim, ...] = ()
     shared: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
+    write_data: "Callable[[Grid, Path], None] | None" = None
+    section: Callable[[Results, Path], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

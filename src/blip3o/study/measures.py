@@ -16,6 +16,7 @@ All noise comes from the seed of the benchmark, so all models draw the same prom
 noise.
 """
 
+import dataclasses
 import functools
 import itertools
 import statistics
@@ -28,25 +29,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from blip3o.core.bounds import Count, Whole
 from blip3o.core.rng import image_generator, numpy_rng
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.prompts import EvalPrompt, eval_prompts
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import arrange, sample_scene
-from blip3o.data.scenes.things import BACKGROUNDS
+from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.scenes.types import Scene
-from blip3o.data.scenes.words import pick
 from blip3o.eval.measures import similarity
 from blip3o.eval.measures.frechet import frechet_distance
 from blip3o.eval.models import PipelineModel
-from blip3o.eval.scene_rules import WantedThing, judge_scene
-from blip3o.eval.scenes import ScenesBenchmark, truth_of
+from blip3o.eval.scenes import ScenesBenchmark, right_scene
 from blip3o.eval.stages import measure
 from blip3o.generate.outputs import ImageOutput, OutputType
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import left_pad
 from blip3o.study.grid import Evaluation
-from blip3o.study.results import Scores
+from blip3o.study.results import Measured, Scores
+from blip3o.train.config import RunConfig
 
 T = TypeVar("T")
 Floats = NDArray[np.floating]
@@ -67,6 +67,100 @@ _PARTS = {
 """Scores by their name in the results of the benchmark."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodEvaluation(Evaluation):
+    """Everything that tells methods of generation apart.
+
+    Args:
+        curve_prompts: prompts of each category at the points before the end.
+        curve_images: images of each prompt there.
+        curve_questions: questions there.
+        num_diverse_prompts: prompts whose images are drawn several times for the diversity.
+        num_repeats: images of each of them, at least 2.
+        num_frechet_images: generated and real images whose features are compared.
+        num_psnr_images: unseen images that are encoded and decoded.
+        num_texts: texts on which the logits before and after training are compared.
+    """
+
+    kind: str = "methods"
+    num_points: Count = 4
+    benchmark: ScenesBenchmark = dataclasses.field(
+        default_factory=lambda: ScenesBenchmark(
+            num_captions=0,
+            num_edits=0,
+            num_reconstructions=0,
+            wording_prompts_per_category=0,
+            num_wording_questions=0,
+            num_wording_edits=0,
+        )
+    )
+    curve_prompts: Whole = 10
+    curve_images: Count = 1
+    curve_questions: Whole = 100
+    num_diverse_prompts: Count = 12
+    num_repeats: Count = 4
+    num_frechet_images: Count = 256
+    num_psnr_images: Count = 64
+    num_texts: Count = 32
+
+    def __post_init__(self) -> None:
+        for name in ("num_repeats", "num_frechet_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+
+    @property
+    def question_benchmark(self) -> ScenesBenchmark:
+        """The benchmark of the start: the same questions as at the end, and nothing else."""
+        return dataclasses.replace(
+            self.benchmark,
+            prompts_per_category=0,
+            num_captions=0,
+            num_edits=0,
+            num_reconstructions=0,
+            wording_prompts_per_category=0,
+            num_wording_questions=0,
+            num_wording_edits=0,
+        )
+
+    @property
+    def curve_benchmark(self) -> ScenesBenchmark:
+        """The benchmark at the points before the end."""
+        return dataclasses.replace(
+            self.question_benchmark,
+            prompts_per_category=self.curve_prompts,
+            images_per_prompt=self.curve_images,
+            num_questions=self.curve_questions,
+        )
+
+    def start(self, pipe: Blip3oPipeline, arm: str, config: RunConfig) -> "_Comparison":
+        """Measures a model before its training; see `Evaluation`."""
+        del arm, config
+        return _Comparison(self, pipe)
+
+
+class _Comparison:
+    """Measures a run with the scores and text logits before its training.
+
+    Args:
+        settings: the measurements.
+        pipe: the model before its training.
+    """
+
+    def __init__(self, settings: MethodEvaluation, pipe: Blip3oPipeline) -> None:
+        self._settings = settings
+        self._scores = scene_scores(pipe, settings.question_benchmark)
+        self._logits = text_logits(pipe, settings)
+
+    def point(self, pipe: Blip3oPipeline, *, is_last: bool) -> Measured:
+        settings = self._settings
+        benchmark = settings.benchmark if is_last else settings.curve_benchmark
+        return Measured(scene_scores(pipe, benchmark))
+
+    def end(self, pipe: Blip3oPipeline, last: Measured) -> Measured:
+        changed = changes(self._scores, last.scores)
+        return Measured(last.scores | changed | at_the_end(pipe, self._settings, self._logits))
+
+
 def scene_scores(pipe: Blip3oPipeline, benchmark: ScenesBenchmark) -> Scores:
     """Returns the scores of the scenes benchmark."""
     found = measure(benchmark, PipelineModel(pipe, "", benchmark))
@@ -78,7 +172,7 @@ def scene_scores(pipe: Blip3oPipeline, benchmark: ScenesBenchmark) -> Scores:
 
 
 @torch.no_grad()
-def text_logits(pipe: Blip3oPipeline, settings: Evaluation) -> Tensor:
+def text_logits(pipe: Blip3oPipeline, settings: MethodEvaluation) -> Tensor:
     """Returns the logits [B, T, V] of texts without images: captions of unseen scenes."""
     scenes = _unseen(settings.benchmark, settings.num_texts)
     rows = [pipe.tokenizer.encode(detailed_caption(scene)) for scene in scenes]
@@ -93,7 +187,7 @@ def changes(start: Scores, end: Scores) -> Scores:
     return before | {f"{name}_change": end[name] - score for name, score in start.items()}
 
 
-def at_the_end(pipe: Blip3oPipeline, settings: Evaluation, logits: Tensor) -> Scores:
+def at_the_end(pipe: Blip3oPipeline, settings: MethodEvaluation, logits: Tensor) -> Scores:
     """Returns everything that is measured once, of the trained model.
 
     Args:
@@ -114,7 +208,7 @@ def text_change(before: Tensor, after: Tensor) -> Scores:
     return {"text_change": float((after - before).abs().max())}
 
 
-def diversity(pipe: Blip3oPipeline, settings: Evaluation) -> Scores:
+def diversity(pipe: Blip3oPipeline, settings: MethodEvaluation) -> Scores:
     """Returns the diversity of repeated images of a prompt, relative to that of real images.
 
     The distance of two images is the root mean square difference of their normalized features, or
@@ -141,7 +235,7 @@ def diversity(pipe: Blip3oPipeline, settings: Evaluation) -> Scores:
     return {name: _spread(a, repeats) / _spread(b, repeats) for name, (a, b) in pairs.items()}
 
 
-def frechet(pipe: Blip3oPipeline, settings: Evaluation) -> Scores:
+def frechet(pipe: Blip3oPipeline, settings: MethodEvaluation) -> Scores:
     """Returns the Frechet distance between the images of captions and the real images.
 
     The features are those of the bundled model: its normalized features, averaged over the places
@@ -156,7 +250,7 @@ def frechet(pipe: Blip3oPipeline, settings: Evaluation) -> Scores:
     return {"frechet": distance}
 
 
-def psnr(pipe: Blip3oPipeline, settings: Evaluation) -> Scores:
+def psnr(pipe: Blip3oPipeline, settings: MethodEvaluation) -> Scores:
     """Returns the mean peak signal-to-noise ratio of unseen images, encoded and decoded, in dB."""
     benchmark = settings.benchmark
     side = pipe.model.config.image_encoder.image_px
@@ -193,18 +287,7 @@ def _scenes_of(
 ) -> list[Scene]:
     """Returns scenes that show only the objects of a prompt, otherwise as in the data."""
     rng = numpy_rng(benchmark.seed, "study/scenes of a prompt", number)
-    wanted = [WantedThing(**item) for item in prompt.include]
-    found: list[Scene] = []
-    while len(found) < count:
-        looks = [
-            (one.thing, one.color or pick(rng, benchmark.world.colors))
-            for one in wanted
-            for _ in range(one.count)
-        ]
-        scene = Scene(background=pick(rng, BACKGROUNDS), objects=arrange(rng, looks))
-        if judge_scene(truth_of(scene), wanted, prompt.relation):
-            found.append(scene)
-    return found
+    return [right_scene(prompt, rng, benchmark.world) for _ in range(count)]
 
 
 def _unseen(benchmark: ScenesBenchmark, number: int) -> list[Scene]:

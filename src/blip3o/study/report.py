@@ -54,9 +54,9 @@ def write_report(study: Study, settings: StudySettings, out: Path) -> None:
         out: its folder. Only result files and sample images in it are read.
     """
     records = Records.read(study, settings, out)
-    titles = {arm.name: arm.title for arm in study.arms}
     done = records.done()
-    figures = []
+    figures = [] if study.section is None else [study.section(done, out)]
+    titles = {arm.name: arm.title for arm in study.arms}
     if draw_curves({titles[name]: runs for name, runs in done.items()}, out / CURVES):
         figures.append(f"## Curves\n\n![curves]({CURVES})\n")
     rows = {
@@ -86,8 +86,7 @@ def report_text(study: Study, settings: StudySettings, records: Records) -> str:
             *_arm_table(study, records),
             "\n## Scores\n",
             *_score_table(study, done, per_category=False),
-            "\n## Scenes by category\n",
-            *_score_table(study, done, per_category=True),
+            *_category_lines(study, done),
             "\n## Claims\n",
             f"A test passes if the whole interval lies where it says, over at least {LEAST_SEEDS}",
             "finished runs of each arm. A claim is open if neither its tests nor those against it",
@@ -146,6 +145,13 @@ def _score_table(
     return lines
 
 
+def _category_lines(study: Study, done: Mapping[str, Sequence[Result]]) -> list[str]:
+    """Returns the table of scores by category, if the study has such scores."""
+    if not any("/" in name for runs in done.values() for run in runs for name in run.scores):
+        return []
+    return ["\n## Scenes by category\n", *_score_table(study, done, per_category=True)]
+
+
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -183,7 +189,7 @@ def _words(outcome: Outcome) -> str:
     if outcome.interval is None:
         found = f"not known, fewer than {LEAST_SEEDS} runs"
     else:
-        kind = "range" if test.over == "range" else "interval"
+        kind = {"pairs": "interval of pairs"}.get(test.over, test.over)
         found = f"{outcome.interval} ({kind}), {'passes' if outcome.passed else 'does not pass'}"
     return f"{value} is {test.is_} {limit}: {found}"
 

@@ -14,7 +14,19 @@ SAMPLES = "samples"
 """Folder of the sample images of a run, 00.png, 01.png and so on."""
 
 Scores: TypeAlias = dict[str, float]
-"""Measured values by name; `blip3o.study.measures` names them."""
+"""Measured values by name; `blip3o.study.measures` names those of methods."""
+
+
+Items: TypeAlias = dict[str, tuple[float, ...]]
+"""Scores of single prompts by the name of their group, in the same order in all runs of a seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Everything that was measured of a run: scores, and those of single prompts."""
+
+    scores: Scores
+    items: Items = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,7 @@ class Result:
         trainable_parameters: number of trained weights.
         flops_per_sample: operations of a training sample, forward and backward.
         scores: measured values at the end of training.
+        items: scores of single prompts, if the study keeps them.
         points: points of the curves, the end included.
     """
 
@@ -61,6 +74,7 @@ class Result:
     trainable_parameters: int
     flops_per_sample: float
     scores: Scores = dataclasses.field(default_factory=dict)
+    items: Items = dataclasses.field(default_factory=dict)
     points: tuple[Point, ...] = ()
 
 

@@ -15,8 +15,8 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.unified import UnifiedModel
 from blip3o.runs.assemble import MODEL, assemble
 from blip3o.runs.start import train
-from blip3o.study import measures
 from blip3o.study.grid import Evaluation
+from blip3o.study.measures import sample_images
 from blip3o.study.results import SAMPLES, Point, Result, write
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.adapters import merged_adapters
@@ -25,12 +25,16 @@ from blip3o.train.diverged import DivergedError
 from blip3o.train.trainer import Trainer
 from blip3o.weights.folder import open_model
 
+SEED = "{seed}"
 TRAIN = "train"
 """Folder of the training in the folder of a run."""
 
 
 def seeded(config: RunConfig, seed: int, num_points: int) -> RunConfig:
-    """Returns the config of an arm with a seed, and with checkpoints at the points of the curve."""
+    """Returns the config of an arm with a seed, and with checkpoints at the points of the curve.
+
+    The text "{seed}" in a path of the data stands for the seed.
+    """
     every = config.train.steps // num_points
     own = config.train.checkpoint_every
     return evolve(
@@ -40,6 +44,10 @@ def seeded(config: RunConfig, seed: int, num_points: int) -> RunConfig:
             "train.checkpoint_every": own if every % own == 0 else every,
             "train.keep_every": every,
             "train.sample_every": 0,
+            **{
+                f"data.mixture.{number}.source.path": entry.source.path.replace(SEED, str(seed))
+                for number, entry in enumerate(config.data.mixture)
+            },
         },
     )
 
@@ -101,18 +109,15 @@ def _measure(
     train = trainer.config.train
     tokenizer = open_model(trainer.run_dir / MODEL).tokenizer
     say(f"measuring {folder} at the start")
-    before = _pipeline(trainer, tokenizer)
-    start = measures.scene_scores(before, settings.question_benchmark)
-    logits = measures.text_logits(before, settings)
+    measuring = settings.start(_pipeline(trainer, tokenizer), arm, trainer.config)
     flops = trainer.flops_per_sample()
     clock = _Clock.read(trainer.run_dir)
     points: list[Point] = []
     for step in range(train.keep_every, train.steps + 1, train.keep_every):
         say(f"measuring {folder} at step {step} of {train.steps}")
-        benchmark = settings.benchmark if step == train.steps else settings.curve_benchmark
         with trainer.stored(step), merged_adapters(trainer.model):
             pipe = _pipeline(trainer, tokenizer)
-            scores = measures.scene_scores(pipe, benchmark)
+            measured = measuring.point(pipe, is_last=step == train.steps)
         samples = step * train.global_batch_size
         points.append(
             Point(
@@ -121,22 +126,21 @@ def _measure(
                 seconds=clock.seconds(step),
                 cpu_seconds=clock.cpu_seconds(step),
                 flops=samples * flops,
-                scores=scores,
+                scores=measured.scores,
             )
         )
     with trainer.stored(train.steps), merged_adapters(trainer.model):
         pipe = _pipeline(trainer, tokenizer)
-        end = points[-1].scores
-        scores = end | measures.changes(start, end)
-        scores |= measures.at_the_end(pipe, settings, logits)
-        _save(measures.sample_images(pipe, settings), folder / SAMPLES)
+        measured = measuring.end(pipe, measured)
+        _save(sample_images(pipe, settings), folder / SAMPLES)
     return Result(
         arm=arm,
         seed=train.seed,
         status="done",
         trainable_parameters=trainable,
         flops_per_sample=flops,
-        scores=scores,
+        scores=measured.scores,
+        items=measured.items,
         points=tuple(points),
     )
 

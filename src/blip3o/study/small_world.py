@@ -3,11 +3,12 @@
 from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.recipes.pocket_methods import PROMPTS
 from blip3o.recipes.pocket_parts import SMALL_WORLD
-from blip3o.study.grid import Evaluation, StudySettings
+from blip3o.study.grid import StudySettings
+from blip3o.study.measures import MethodEvaluation
 
 SETTINGS = StudySettings(
     seeds=(0, 1, 2),
-    evaluation=Evaluation(
+    evaluation=MethodEvaluation(
         num_points=4,
         benchmark=ScenesBenchmark(
             world=SMALL_WORLD,

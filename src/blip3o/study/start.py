@@ -57,7 +57,7 @@ def run_study(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".prepare.lock"):  # one process prepares, the others wait
         _check_settings(study, assignments, out)
-        _prepare(grid, out)
+        _prepare(study, grid, out)
     write_report(study, grid.settings, out)
     for number, (arm, seed) in enumerate(own, 1):
         say(f"run {number} of {len(own)}: {arm}, seed {seed}")
@@ -93,8 +93,10 @@ def _do(grid: Grid, out: Path, arm: str, seed: int) -> bool:
     return True
 
 
-def _prepare(grid: Grid, out: Path) -> None:
-    """Writes missing scenes and trains the shared runs that have no model yet."""
+def _prepare(study: Study, grid: Grid, out: Path) -> None:
+    """Writes missing data and trains the shared runs that have no model yet."""
+    if study.write_data is not None:
+        study.write_data(grid, out / SHARED)
     for config in (*grid.shared.values(), *grid.arms.values()):
         ensure_scenes(config.data)
     for name, config in grid.shared.items():

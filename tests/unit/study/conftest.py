@@ -25,7 +25,8 @@ from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.runs import assemble
 from blip3o.study import claims
 from blip3o.study.claims import Claim
-from blip3o.study.grid import Arm, Evaluation, Study, StudySettings
+from blip3o.study.grid import Arm, Study, StudySettings
+from blip3o.study.measures import MethodEvaluation
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import train_tokenizer
 from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
@@ -136,7 +137,7 @@ def tiny_study(flow_config: RunConfig) -> Study:
         ),
         settings=StudySettings(
             seeds=(0, 1),
-            evaluation=Evaluation(
+            evaluation=MethodEvaluation(
                 num_points=2,
                 benchmark=ScenesBenchmark(
                     prompts_per_category=2,

@@ -114,6 +114,29 @@ def test_exact_statements_use_the_range_of_the_seeds() -> None:
     assert decide(held, {**results, "b": runs("b", [1, 1, 2.1])}).verdict == "open"
 
 
+def test_pairs_compare_the_runs_of_a_seed() -> None:
+    """The seeds differ by more than the arms: only their differences decide."""
+    results = {"a": runs("a", [0.21, 0.52, 0.90]), "b": runs("b", [0.20, 0.50, 0.87])}
+    claim = Claim(name="C", text="x", held_if=(versus(),))
+    assert decide(claim, results).verdict == "open"
+    paired = dataclasses.replace(claim, held_if=(versus(over="pairs"),))
+    (outcome,) = decide(paired, results).held_if
+    assert outcome.interval is not None
+    assert outcome.interval.mean == pytest.approx(0.02)
+    assert outcome.interval.low == pytest.approx(0.02 - 4.303 * 0.01 / 3**0.5, abs=1e-5)
+    reordered = {"a": results["a"], "b": results["b"][::-1]}
+    assert decide(paired, reordered).held_if == (outcome,)
+    others = [dataclasses.replace(run, seed=run.seed + 1) for run in results["b"]]
+    assert decide(paired, {"a": results["a"], "b": others}).held_if[0].interval is None
+
+
+def test_pairs_need_another_arm_and_the_end() -> None:
+    with pytest.raises(ValueError, match="pairs need an arm"):
+        versus(over="pairs", minus="")
+    with pytest.raises(ValueError, match="pairs need an arm"):
+        versus(over="pairs", flops_share=0.5)
+
+
 def test_all_tests_of_a_list_must_pass() -> None:
     claim = Claim(
         name="C4",

@@ -8,7 +8,8 @@ import pytest
 from blip3o.core.errors import UsageError
 from blip3o.core.shard import Shard
 from blip3o.study import STUDIES
-from blip3o.study.grid import Arm, Evaluation, Study, StudySettings, resolve
+from blip3o.study.grid import Arm, Study, StudySettings, resolve
+from blip3o.study.measures import MethodEvaluation
 from blip3o.study.run import seeded
 
 SHARED = Path("shared")
@@ -65,6 +66,21 @@ def test_points_of_the_curve_have_checkpoints(tiny_study: Study, own: int, every
     assert config.train.checkpoint_every == every
 
 
+def test_a_path_of_the_data_may_hold_the_seed(tiny_study: Study) -> None:
+    changes = ["data.mixture.0.source.path=sets/{seed}/a.jsonl"]
+    grid = resolve(tiny_study, changes, SHARED)
+    for seed in (3, 4):
+        config = seeded(grid.arms["flow"], seed, num_points=2)
+        first, second = (entry.source.path for entry in config.data.mixture)
+        assert first == f"sets/{seed}/a.jsonl"
+        assert second == grid.arms["flow"].data.mixture[1].source.path
+
+
+def test_measurements_of_another_kind_are_named(tiny_study: Study) -> None:
+    with pytest.raises(UsageError, match="did you mean contamination"):
+        resolve(tiny_study, ["evaluation.kind=contaminatio"], SHARED)
+
+
 @pytest.mark.parametrize("text", ["", "1", "1/", "/2", "0/2", "3/2", "1/0", "-1/2", "a/b", "1/2/3"])
 def test_bad_shards_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--shard "):
@@ -94,7 +110,7 @@ def test_a_recipe_without_stages_takes_no_folder(tiny_study: Study) -> None:
 
 
 def test_the_start_answers_the_questions_of_the_end() -> None:
-    settings = Evaluation()
+    settings = MethodEvaluation()
     assert settings.question_benchmark.num_questions == settings.benchmark.num_questions
     assert settings.question_benchmark.prompts_per_category == 0
-    assert StudySettings().seeds == (0, 1, 2)
+    assert StudySettings(evaluation=settings).seeds == (0, 1, 2)

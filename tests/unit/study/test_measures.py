@@ -16,10 +16,10 @@ from blip3o.generate.outputs import ImageOutput
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.recipes.pocket_parts import SMALL_WORLD
 from blip3o.study import measures
-from blip3o.study.grid import Evaluation
+from blip3o.study.measures import MethodEvaluation
 
 BENCHMARK = ScenesBenchmark(batch_size=4, world=SMALL_WORLD)
-SETTINGS = Evaluation(
+SETTINGS = MethodEvaluation(
     benchmark=BENCHMARK,
     num_diverse_prompts=4,
     num_repeats=3,

@@ -10,7 +10,8 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.study import claims
 from blip3o.study.claims import Claim
-from blip3o.study.grid import Arm, Evaluation, Study, StudySettings
+from blip3o.study.grid import Arm, Study, StudySettings
+from blip3o.study.measures import MethodEvaluation
 from blip3o.study.report import write_report
 from blip3o.study.results import Failure, Point, Result, read, run_folder, write
 from blip3o.train.config import RunConfig
@@ -81,7 +82,7 @@ STUDY = Study(
         Arm(name="a", title="First", config=recipe),
         Arm(name="b", title="Second", config=recipe),
     ),
-    settings=StudySettings(evaluation=Evaluation(sample_prompts=("a cat", "a dog"))),
+    settings=StudySettings(evaluation=MethodEvaluation(sample_prompts=("a cat", "a dog"))),
     claims=(
         Claim(
             name="T1",

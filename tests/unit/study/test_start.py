@@ -15,7 +15,7 @@ import torch
 
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.shard import Shard
-from blip3o.study import run
+from blip3o.study import measures
 from blip3o.study.claims import decide
 from blip3o.study.grid import Arm, Study
 from blip3o.study.report import Records
@@ -105,7 +105,7 @@ def test_stopped_runs_go_on_to_the_same_numbers(
     assert read(run_folder(out, "flow", 0)) is None
     assert "4 missing" in (out / "report.md").read_text()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.measures, "at_the_end", interrupted)
+        patch.setattr(measures, "at_the_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny_study, out, shard=FIRST)
     assert run_study(tiny_study, out, shard=FIRST)

@@ -7,6 +7,8 @@ balanced: every color, and nearly every thing, is held out equally often.
 import functools
 import itertools
 from collections import Counter
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
@@ -52,19 +54,51 @@ def heldout_backgrounds() -> frozenset[tuple[str, str]]:
     return frozenset((thing, BACKGROUNDS[k % len(BACKGROUNDS)]) for k, thing in enumerate(things))
 
 
-def heldout_reasons(scene: Scene) -> list[str]:
-    """Returns the kinds of held-out compositions in a scene: color, pair, count, background."""
-    things = Counter(placed.thing for placed in scene.objects)
-    pairs = itertools.combinations(sorted(things), 2)
-    found = {
-        "color": any((p.thing, p.color) in heldout_colors() for p in scene.objects),
-        "pair": any(pair in heldout_pairs() for pair in pairs),
-        "count": any(item in heldout_counts() for item in things.items()),
-        "background": any((thing, scene.background) in heldout_backgrounds() for thing in things),
+Composition: TypeAlias = tuple[str, str, str | int]
+"""Kind ("color", "pair", "count" or "background"), thing, and what it is combined with."""
+
+
+@functools.cache
+def heldout_compositions() -> tuple[Composition, ...]:
+    """Returns all held-out compositions, sorted within their kinds."""
+    return (
+        *(("color", *one) for one in sorted(heldout_colors())),
+        *(("pair", *one) for one in sorted(heldout_pairs())),
+        *(("count", *one) for one in sorted(heldout_counts())),
+        *(("background", *one) for one in sorted(heldout_backgrounds())),
+    )
+
+
+def heldout_in(
+    looks: Sequence[tuple[str, str | None]], background: str | None
+) -> list[Composition]:
+    """Returns the held-out compositions of objects.
+
+    Args:
+        looks: thing and color of each object; None for a color that is left open.
+        background: the background; None if it is left open.
+    """
+    things = Counter(thing for thing, _ in looks)
+    shown: set[Composition] = {
+        *(("color", thing, color) for thing, color in looks if color is not None),
+        *(("pair", *pair) for pair in itertools.combinations(sorted(things), 2)),
+        *(("count", *item) for item in things.items()),
     }
-    return [reason for reason, true in found.items() if true]
+    if background is not None:
+        shown |= {("background", thing, background) for thing in things}
+    return sorted(shown & _all_heldout(), key=str)
+
+
+@functools.cache
+def _all_heldout() -> frozenset[Composition]:
+    return frozenset(heldout_compositions())
+
+
+def heldout_of(scene: Scene) -> list[Composition]:
+    """Returns the held-out compositions in a scene."""
+    return heldout_in([(one.thing, one.color) for one in scene.objects], scene.background)
 
 
 def is_heldout(scene: Scene) -> bool:
     """Returns whether a scene shows a held-out composition."""
-    return bool(heldout_reasons(scene))
+    return bool(heldout_of(scene))

@@ -19,9 +19,11 @@ from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.frames import Wording
 from blip3o.data.scenes.heldout import (
+    Composition,
     heldout_backgrounds,
     heldout_colors,
     heldout_counts,
+    heldout_in,
     heldout_pairs,
 )
 from blip3o.data.scenes.phrasing import Request, worded
@@ -48,6 +50,14 @@ class EvalPrompt:
     include: tuple[Include, ...]
     relation: tuple[int, str, int] | None = None
     """(i, name, j): include[i] has this relation to include[j]."""
+    background: str | None = None
+    """The background that the prompt names; no rule checks it."""
+
+    @property
+    def heldout(self) -> list[Composition]:
+        """The held-out compositions that every image for the prompt shows."""
+        looks = [(one["thing"], one["color"]) for one in self.include for _ in range(one["count"])]
+        return heldout_in(looks, self.background)
 
 
 _Item = TypeVar("_Item", tuple[str, str], tuple[str, int])
@@ -65,11 +75,11 @@ def eval_prompts(
 
     Args:
         category: one of CATEGORIES, or of WORDING_CATEGORIES.
-        n: number of prompts, at most about 200.
+        n: number of prompts, at most about 200 for the plain wordings.
         seed: seed of the random choices.
         world: the things, colors and numbers of objects that prompts may name.
-        wording: "template" for the plain wordings, "heldout" for wordings that training never
-            uses.
+        wording: "template" for the plain wordings, "train" for all that training uses, "heldout"
+            for those that it never uses.
 
     Raises:
         UsageError: for an unknown category, or if it has fewer than n prompts.
@@ -86,7 +96,11 @@ def eval_prompts(
             Include(thing=g.thing, color=g.color, count=g.count) for g in request.groups
         )
         prompt = EvalPrompt(
-            category=category, prompt=text, include=include, relation=request.relation
+            category=category,
+            prompt=text,
+            include=include,
+            relation=request.relation,
+            background=request.background,
         )
         found.setdefault(text, prompt)
         if len(found) == n:

@@ -146,12 +146,15 @@ def test_prompts_are_different_deterministic_and_held_out(category: str) -> None
             background = re.search(r"on an? (.*) background", prompt.prompt)
             assert background
             assert (first["thing"], background[1]) in heldout_backgrounds()
+            assert prompt.background == background[1]
         elif category == "counting":
             assert (first["thing"], first["count"]) in heldout_counts()
         elif category == "colors":
             assert (first["thing"], first["color"]) in heldout_colors()
         else:
             assert pair in heldout_pairs()
+        kinds = {"single_object": "background", "counting": "count", "colors": "color"}
+        assert kinds.get(category, "pair") in {kind for kind, *_ in prompt.heldout}
         assert (prompt.relation is not None) == (category == "position")
         if prompt.relation:
             assert prompt.relation == (0, relation_said(prompt), 1)
