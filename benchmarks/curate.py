@@ -252,7 +252,7 @@ def killed(options: Options) -> Iterator[Case]:
             difference=lambda one, other: float(one.content != other.content),
             figures=lambda one: one.figures,
             is_long=True,
-            rounds=1,
+            most_rounds=1,
         )
 
 

@@ -43,6 +43,7 @@ def compare(options: Options) -> Iterator[Case]:
                 for jobs in (1, 2)
             },
             difference=lambda one, other: float(one != other),
+            most_rounds=3,
             facts={"words_per_caption": sum(len(text.split()) for text in texts) / len(texts)},
         )
 

@@ -175,7 +175,7 @@ def index(options: Options) -> Iterator[Case]:
             variants={"build": build},
             figures=dict,
             is_long=True,
-            rounds=1,
+            most_rounds=1,
         )
 
 

@@ -82,7 +82,7 @@ class Case:
         facts: settings and sizes that belong to the results.
         has_memory: whether to record the peak memory of this process.
         is_long: whether the first measured run of each variant is also its warm-up.
-        rounds: number of rounds that replaces the one of the options.
+        most_rounds: limit of the rounds of long work.
     """
 
     variants: Mapping[str, Callable[[], Any]]
@@ -94,7 +94,7 @@ class Case:
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     has_memory: bool = False
     is_long: bool = False
-    rounds: int | None = None
+    most_rounds: int | None = None
 
     def work_of(self, variant: str) -> float:
         """Returns the units of work of a variant."""
@@ -129,7 +129,7 @@ def measure(name: str, case: Case, options: Options) -> list[Row]:
                 calls[variant] = max(1, math.ceil(_LEAST_S / warm.wall_s))
         differences = _check(case, first)
     runs: dict[str, list[Run]] = {variant: [] for variant in names}
-    for turn in range(case.rounds or options.rounds):
+    for turn in range(min(options.rounds, case.most_rounds or options.rounds)):
         for variant in reversed(names) if turn % 2 else names:
             run = _run(case.variants[variant], calls[variant], options.device)
             runs[variant].append(run)

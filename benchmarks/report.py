@@ -7,6 +7,7 @@ against work, with the exponent of the CPU time; the others as bars of their rat
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -60,7 +61,7 @@ def _fit(rows: Sequence[Row], clock: str) -> str:
     """Returns the exponent of a cost over all sizes, and over the last two."""
     work, cost = [row["work"] for row in rows], [row[clock]["median"] for row in rows]
     slope, error = exponent(work, cost)
-    last = exponent(work[-2:], cost[-2:])[0]
+    last = math.log(cost[-1] / cost[-2]) / math.log(work[-1] / work[-2])
     return f"work^{slope:.2f} ± {error:.2f} (last two sizes {last:.2f})"
 
 

@@ -189,6 +189,7 @@ def server(options: Options) -> Iterator[Case]:
             },
             figures=figures,
             is_long=True,
+            most_rounds=3,
         )
 
 

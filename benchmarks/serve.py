@@ -212,6 +212,7 @@ def mixture(options: Options) -> Iterator[Case]:
             figures=figures,
             facts={"clients": clients},
             is_long=True,
+            most_rounds=3,
         )
 
 
