@@ -97,7 +97,7 @@ class Chatter:
 def answers(temperature: float, options: Options) -> Iterator[Case]:
     """All requests of all clients."""
     steady_kernels()
-    pipe = Blip3oPipeline.from_pretrained("pocket", device=options.device)
+    pipe = Blip3oPipeline.from_pretrained("pocket", device=str(options.device))
     threads = torch.get_num_threads()
     clients, requests = options.pick((CLIENTS, REQUESTS), (2, 1))
     one_by_one, together = Chatter(pipe, threads, 1), Chatter(pipe, threads, clients)

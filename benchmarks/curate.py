@@ -229,7 +229,7 @@ def curate(folder: Path, drafts: int, workers: int) -> Curated:
     server.shutdown()
     if any(count > 1 for count in server.answered.values()):
         raise RuntimeError("a request was answered twice")
-    figures = {
+    figures: dict[str, float] = {
         "kills": kills,
         "requests": sum(server.arrived.values()),
         "different_requests": len(server.arrived),

@@ -43,7 +43,7 @@ def warm(options: Options) -> Iterator[Case]:
     """Four images in a process that holds the model."""
     from blip3o import Blip3oPipeline
 
-    pipe = Blip3oPipeline.from_pretrained("pocket", device=options.device)
+    pipe = Blip3oPipeline.from_pretrained("pocket", device=str(options.device))
     steps = options.pick(STEPS, 1)
 
     def generators() -> list[torch.Generator]:

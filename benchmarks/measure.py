@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import datetime
 import gc
-import importlib.util
 import json
 import math
 import os
@@ -38,6 +37,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+import blip3o
 
 RESULTS = Path(__file__).parent / "results"
 _LEAST_S = 0.1
@@ -120,7 +121,7 @@ def measure(name: str, case: Case, options: Options) -> list[Row]:
         ValueError: if a variant differs from the first by more than the tolerance.
     """
     names = list(case.variants)
-    calls, first = dict.fromkeys(names, 1), dict[str, Any]()
+    calls, first, differences = dict.fromkeys(names, 1), dict[str, Any](), dict[str, float]()
     if not case.is_long:
         for variant in names:
             warm = _run(case.variants[variant], 1, options.device)
@@ -185,9 +186,8 @@ def _check(case: Case, outputs: Mapping[str, Any]) -> dict[str, float]:
 
 def spread(values: Sequence[float]) -> Spread:
     """Returns median, quartiles (low, high) and extremes of measurements."""
-    low, median, high = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    )
+    several = [*values, *values] if len(values) == 1 else values
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     numbers = {"median": median, "low": low, "high": high, "min": min(values), "max": max(values)}
     return {name: float(f"{number:.6g}") for name, number in numbers.items()}
 
@@ -215,6 +215,7 @@ def _run(work: Callable[[], Any], calls: int, device: torch.device) -> Run:
     gc.collect()
     _reset_peak(device)
     _wait(device)
+    output = None
     others, own, start = _others_cpu_s(), _own_cpu_s(), time.perf_counter()
     for _ in range(calls):
         output = work()
@@ -293,10 +294,7 @@ def machine(device: torch.device) -> dict[str, object]:
 
 def source() -> dict[str, object]:
     """Returns the commit of the measured package, and whether its files differ from the commit."""
-    spec = importlib.util.find_spec("blip3o")
-    if spec is None or spec.origin is None:
-        return {}
-    folder = Path(spec.origin).parent
+    folder = Path(blip3o.__file__).parent
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]

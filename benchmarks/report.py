@@ -1,15 +1,16 @@
 """Prints the tables of results and draws their plots.
 
-    python benchmarks/report.py [NAME | FILE.json ...]
+    python benchmarks/report.py [NAME | FILE.json ...] [--out FOLDER]
 
-A plot is written beside each file of results. Cases of three or more sizes are drawn as cost
-against work, with the exponent of the CPU time; the others as bars of their rate, with quartiles.
+The plot of each file of results is FOLDER/NAME.png, by default beside the file. Cases of three or
+more sizes are drawn as cost against work, and the last table has the exponents of their cost; the
+others are drawn as bars of their rate, with quartiles.
 """
 
+import argparse
 import json
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def is_growing(rows: Sequence[Row]) -> bool:
 
 
 def table(name: str, rows: Sequence[Row]) -> str:
-    """Returns the Markdown table of a case, and the exponents of its cost."""
+    """Returns the Markdown table of a case."""
     flat = [{**row, **row.get("figures", {})} for row in rows]
     columns = [*COLUMNS, *rows[0].get("figures", {})]
     columns = [column for column in columns if any(column in row for row in flat)]
@@ -44,9 +45,21 @@ def table(name: str, rows: Sequence[Row]) -> str:
     for row in flat:
         cells = [_cell(row[column]) if column in row else "" for column in columns]
         lines.append(f"| {row['variant']} | {' | '.join(cells)} |")
-    if is_growing(rows):
-        lines += ["", "; ".join(f"{label} ~ {_fit(rows, key)}" for key, label in CLOCKS.items())]
     return "\n".join(lines)
+
+
+def exponents(cases: Mapping[str, Sequence[Row]]) -> str:
+    """Returns the Markdown table of the cost of growing cases and its exponents; may be empty."""
+    lines = []
+    for name, rows in cases.items():
+        if is_growing(rows):
+            work = ", ".join(f"{row['work']:g}" for row in rows)
+            cost = ", ".join(f"{row['cpu_s']['median']:.3g}" for row in rows)
+            fits = " | ".join(_fit(rows, clock) for clock in CLOCKS)
+            lines.append(f"| {name} | {work} {rows[0]['unit']}s | {cost} | {fits} |")
+    heads = " | ".join(f"exponent of {label}" for label in CLOCKS.values())
+    head = [f"| case | work | CPU seconds | {heads} |", "|---" * (3 + len(CLOCKS)) + "|"]
+    return "\n".join([*head, *lines] if lines else [])
 
 
 def _cell(value: float | dict[str, float]) -> str:
@@ -62,14 +75,16 @@ def _fit(rows: Sequence[Row], clock: str) -> str:
     work, cost = [row["work"] for row in rows], [row[clock]["median"] for row in rows]
     slope, error = exponent(work, cost)
     last = math.log(cost[-1] / cost[-2]) / math.log(work[-1] / work[-2])
-    return f"work^{slope:.2f} ± {error:.2f} (last two sizes {last:.2f})"
+    return f"{slope:.2f} ± {error:.2f}, last two sizes {last:.2f}"
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Draws all cases as a PNG file."""
+    """Draws all cases as a PNG file; cases of an older form without rates are left out."""
     from matplotlib.figure import Figure
 
     cases = {name: rows for name, rows in cases_of(results).items() if "rate" in rows[0]}
+    if not cases:
+        return
     num_columns = min(3, len(cases))
     num_rows = -(-len(cases) // num_columns)
     figure = Figure(figsize=(4.5 * num_columns, 3 * num_rows))
@@ -91,16 +106,11 @@ def _draw_growing(axes: "Axes", rows: Sequence[Row]) -> None:
         (line,) = axes.plot(work, median, marker="o", markersize=3, label=shown)
         low, high = ([row[clock][end] for row in rows] for end in ("low", "high"))
         axes.fill_between(work, low, high, color=line.get_color(), alpha=0.2)
-    axes.plot(
-        work,
-        [median[0] * one / work[0] for one in work],
-        color="gray",
-        linestyle=":",
-        label="linear",
-    )
+    linear = [median[0] * one / work[0] for one in work]
+    axes.plot(work, linear, color="gray", linestyle=":", label="linear")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel(f"work in units of one {rows[0]['unit']}", fontsize=8)
+    axes.set_xlabel(f"{rows[0]['unit']}s", fontsize=8)
     axes.set_ylabel("seconds", fontsize=8)
     axes.legend(fontsize=7)
 
@@ -121,14 +131,20 @@ def _draw_bars(axes: "Axes", rows: Sequence[Row]) -> None:
 
 def main() -> None:
     """Prints the tables and writes the plots of the named results; of all by default."""
-    names = sys.argv[1:] or sorted(file.stem for file in RESULTS.glob("*.json"))
-    for name in names:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--out", type=Path, help="folder of the plots")
+    given = parser.parse_args()
+    for name in given.names or sorted(file.stem for file in RESULTS.glob("*.json")):
         file = Path(name) if name.endswith(".json") else RESULTS / f"{name}.json"
         results = json.loads(file.read_text(encoding="utf-8"))
         print(f"# {results['benchmark']}: {results['command']}, commit {results['commit'][:7]}\n")
         for case, rows in cases_of(results).items():
             print(table(case, rows), end="\n\n")
-        draw(results, file.with_suffix(".png"))
+        print(exponents(cases_of(results)))
+        draw(results, (given.out or file.parent) / f"{file.stem}.png")
 
 
 if __name__ == "__main__":

@@ -56,15 +56,16 @@ def rows_of(work: list[int]) -> list[dict[str, object]]:
     ]
 
 
-def test_a_table_has_the_exponents_of_sizes_of_the_same_work() -> None:
+def test_tables_have_the_figures_and_the_exponents_of_growing_work() -> None:
     lines = report.table("growing", rows_of([2, 4, 8])).splitlines()
     assert lines[2] == "| variant | work | wall_s | cpu_s | token/s | median_latency_s |"
     assert lines[4] == "| 2 | 2 | 4 | 2 (1 to 4) | 0.5 | 0.5 |"
-    assert lines[-1] == (
-        "wall time ~ work^2.00 ± 0.00 (last two sizes 2.00); "
-        "CPU time ~ work^1.00 ± 0.00 (last two sizes 1.00)"
-    )
-    assert "work^" not in report.table("two", rows_of([2, 4]))
+    cases = {"growing": rows_of([2, 4, 8]), "other": rows_of([2, 4])}
+    assert report.exponents(cases).splitlines()[2:] == [
+        "| growing | 2, 4, 8 tokens | 2, 4, 8 "
+        "| 2.00 ± 0.00, last two sizes 2.00 | 1.00 ± 0.00, last two sizes 1.00 |"
+    ]
+    assert report.exponents({"other": rows_of([2, 4])}) == ""
 
 
 def test_a_plot_shows_growing_and_other_cases(tmp_path: Path) -> None:
