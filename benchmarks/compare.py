@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import spread
 from run import FOLDER, add_names, words_of
+from spreads import spread
 
 CLOCKS = {"wall_s": "wall time", "cpu_s": "CPU time"}
 Key = tuple[str, str, str]

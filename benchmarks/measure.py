@@ -20,33 +20,28 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import gc
 import json
 import math
 import os
 import platform
 import re
-import resource
-import statistics
 import subprocess
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from clocks import Run, read_file, run
+from spreads import RESULTS, Row, Spread, spread
 
 import blip3o
 
-RESULTS = Path(__file__).parent / "results"
 _LEAST_S = 0.1
 """Shorter work is repeated within a measurement."""
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
 
-Spread = dict[str, float]
-Row = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -105,68 +100,63 @@ class Case:
 CaseFunction = Callable[[Options], Iterator[Case]]
 
 
-class Run(NamedTuple):
-    """One measured run: its output, seconds, and peak memory in MB (None if it is unknown)."""
-
-    output: Any
-    wall_s: float
-    cpu_s: float
-    peak_mb: float | None
-
-
 def measure(name: str, case: Case, options: Options) -> list[Row]:
     """Returns one row of results for each variant of a case.
 
     Raises:
         ValueError: if a variant differs from the first by more than the tolerance.
     """
-    names = list(case.variants)
-    calls, first, differences = dict.fromkeys(names, 1), dict[str, Any](), dict[str, float]()
+    names, differences = list(case.variants), dict[str, float]()
+    calls, outputs = dict.fromkeys(names, 1), dict[str, Any]()
     if not case.is_long:
         for variant in names:
-            warm = _run(case.variants[variant], 1, options.device)
-            first[variant] = warm.output
+            warm = run(case.variants[variant], 1, options.device)
+            outputs[variant] = warm.output
             if not options.is_quick:
                 calls[variant] = max(1, math.ceil(_LEAST_S / warm.wall_s))
-        differences = _check(case, first)
+        differences = _check(case, outputs)
+        outputs.clear()
     runs: dict[str, list[Run]] = {variant: [] for variant in names}
     for turn in range(min(options.rounds, case.most_rounds or options.rounds)):
         for variant in reversed(names) if turn % 2 else names:
-            run = _run(case.variants[variant], calls[variant], options.device)
-            runs[variant].append(run)
-            first.setdefault(variant, run.output)
+            one = run(case.variants[variant], calls[variant], options.device)
+            if case.is_long and turn == 0:
+                outputs[variant] = one.output
+            figures = case.figures(one.output) if case.figures else {}
+            runs[variant].append(one._replace(output=None, figures=figures))
     if case.is_long:
-        differences = _check(case, first)
-    rates = {
-        clock: {
-            variant: [case.work_of(variant) / max(getattr(run, clock), 1e-9) for run in some]
-            for variant, some in runs.items()
-        }
-        for clock in ("wall_s", "cpu_s")
+        differences = _check(case, outputs)
+    rows = [_row(case, variant, runs) for variant in names]
+    rows = [{"case": name, **row, "difference": differences.get(row["variant"])} for row in rows]
+    return [{key: value for key, value in row.items() if value not in (None, {})} for row in rows]
+
+
+def _row(case: Case, variant: str, runs: Mapping[str, list[Run]]) -> Row:
+    """Returns a row; fields that the case does not have are None or empty."""
+    own, first = runs[variant], next(iter(runs))
+
+    def rates(name: str, clock: str) -> list[float]:
+        return [case.work_of(name) / max(getattr(run, clock), 1e-9) for run in runs[name]]
+
+    def speedup(clock: str) -> Spread | None:
+        pairs = zip(rates(variant, clock), rates(first, clock), strict=True)
+        return None if variant == first else spread([one / plain for one, plain in pairs])
+
+    peaks = [run.peak_mb for run in own if run.peak_mb is not None]
+    return {
+        "variant": variant,
+        "unit": case.unit,
+        "work": case.work_of(variant),
+        "rounds": len(own),
+        "wall_s": spread([run.wall_s for run in own]),
+        "cpu_s": spread([run.cpu_s for run in own]),
+        "rate": spread(rates(variant, "wall_s")),
+        "speedup": speedup("wall_s"),
+        "cpu_speedup": speedup("cpu_s"),
+        "peak_mb": spread(peaks) if case.has_memory and peaks else None,
+        "figures": {key: spread([run.figures[key] for run in own]) for key in own[0].figures},
+        "facts": dict(case.facts),
     }
-    rows = []
-    for variant, some in runs.items():
-        row: Row = {"case": name, "variant": variant, "unit": case.unit}
-        row |= {"work": case.work_of(variant), "rounds": len(some)}
-        row["wall_s"] = spread([run.wall_s for run in some])
-        row["cpu_s"] = spread([run.cpu_s for run in some])
-        row["rate"] = spread(rates["wall_s"][variant])
-        if variant != names[0]:
-            for key, clock in (("speedup", "wall_s"), ("cpu_speedup", "cpu_s")):
-                pairs = zip(rates[clock][variant], rates[clock][names[0]], strict=True)
-                row[key] = spread([own / other for own, other in pairs])
-        if variant in differences:
-            row["difference"] = differences[variant]
-        peaks = [run.peak_mb for run in some if run.peak_mb is not None]
-        if case.has_memory and peaks:
-            row["peak_mb"] = spread(peaks)
-        if case.figures is not None:
-            figures = [case.figures(run.output) for run in some]
-            row["figures"] = {key: spread([one[key] for one in figures]) for key in figures[0]}
-        if case.facts:
-            row["facts"] = dict(case.facts)
-        rows.append(row)
-    return rows
 
 
 def _check(case: Case, outputs: Mapping[str, Any]) -> dict[str, float]:
@@ -184,95 +174,13 @@ def _check(case: Case, outputs: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Returns median, quartiles (low, high) and extremes of measurements."""
-    several = [*values, *values] if len(values) == 1 else values
-    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
-    numbers = {"median": median, "low": low, "high": high, "min": min(values), "max": max(values)}
-    return {name: float(f"{number:.6g}") for name, number in numbers.items()}
-
-
-def exponent(work: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
-    """Returns the exponent e of cost ~ work ** e, fitted in log-log, and its standard error.
-
-    Raises:
-        ValueError: if there are fewer than three points.
-    """
-    if len(work) < 3:
-        raise ValueError(f"an exponent with its error needs three points, got {len(work)}")
-    x, y = [math.log(one) for one in work], [math.log(one) for one in cost]
-    slope, start = statistics.linear_regression(x, y)
-    rest = sum((b - start - slope * a) ** 2 for a, b in zip(x, y, strict=True))
-    width = sum((a - statistics.fmean(x)) ** 2 for a in x)
-    return slope, math.sqrt(rest / (len(x) - 2) / width)
-
-
-# ---------------------------------------------------------------------------------------------
-# Clocks
-
-
-def _run(work: Callable[[], Any], calls: int, device: torch.device) -> Run:
-    gc.collect()
-    _reset_peak(device)
-    _wait(device)
-    output = None
-    others, own, start = _others_cpu_s(), _own_cpu_s(), time.perf_counter()
-    for _ in range(calls):
-        output = work()
-    _wait(device)
-    wall = time.perf_counter() - start
-    cpu = _own_cpu_s() - own + _others_cpu_s() - others
-    return Run(output, wall / calls, cpu / calls, _peak_mb(device))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _own_cpu_s() -> float:
-    """Returns the CPU seconds of this process and of those below it that have ended."""
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _others_cpu_s() -> float:
-    """Returns the CPU seconds of the running processes below this one; 0 if not on Linux."""
-    ticks, pids = 0, [os.getpid()]
-    while pids:
-        pid = pids.pop()
-        with contextlib.suppress(OSError):  # it has ended
-            if pid != os.getpid():
-                stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-                ticks += sum(map(int, stat.rpartition(")")[2].split()[11:15]))
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids += map(int, (task / "children").read_text().split())
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def _peak_mb(device: torch.device) -> float | None:
-    """Returns the peak memory since the reset: of torch on a GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status"))
-    return int(found[1]) / 1024 if found else None
-
-
 # ---------------------------------------------------------------------------------------------
 # Results
 
 
 def machine(device: torch.device) -> dict[str, object]:
     """Returns a description of this machine."""
-    info = _read("/proc/cpuinfo")
+    info = read_file("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)$", info, re.M)
     flags = set(info.split())
     found: dict[str, object] = {
@@ -372,10 +280,3 @@ def main(about: str | None, cases: Mapping[str, CaseFunction]) -> None:
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(file)
     sys.exit(bool(results["errors"]))
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure import RESULTS, Row, exponent
+from spreads import RESULTS, Row, exponent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

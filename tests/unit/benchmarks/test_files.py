@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import report
 import run
-from measure import RESULTS
+from spreads import RESULTS
 
-TOOLS = {"measure", "run", "compare", "report"}
+TOOLS = {"clocks", "compare", "measure", "report", "run", "spreads"}
 
 
 def test_every_file_is_a_benchmark_or_a_tool() -> None:

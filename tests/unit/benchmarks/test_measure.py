@@ -10,24 +10,25 @@ import measure
 import pytest
 import torch
 from measure import Case, Options
+from spreads import exponent, spread
 
 QUICK = Options(rounds=3, device=torch.device("cpu"), is_quick=True)
 BURN = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
 
 
 def test_a_spread_has_median_quartiles_and_extremes() -> None:
-    assert measure.spread([5, 1, 4, 2, 3]) == {"median": 3, "low": 2, "high": 4, "min": 1, "max": 5}
-    assert set(measure.spread([0.5]).values()) == {0.5}
+    assert spread([5, 1, 4, 2, 3]) == {"median": 3, "low": 2, "high": 4, "min": 1, "max": 5}
+    assert set(spread([0.5]).values()) == {0.5}
 
 
 def test_an_exponent_is_the_slope_in_log_log_with_its_standard_error() -> None:
-    assert measure.exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx((2, 0), abs=1e-12)
+    assert exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx((2, 0), abs=1e-12)
     # log2 of the cost is 0, 1, 0 at 0, 1, 2: slope 0, residuals -1/3, 2/3, -1/3
-    slope, error = measure.exponent([1, 2, 4], [1, 2, 1])
+    slope, error = exponent([1, 2, 4], [1, 2, 1])
     assert slope == pytest.approx(0, abs=1e-12)
     assert error == pytest.approx((6 / 9 / 1 / 2) ** 0.5)
     with pytest.raises(ValueError, match="three points"):
-        measure.exponent([1, 2], [1, 2])
+        exponent([1, 2], [1, 2])
 
 
 def note(log: list[str], name: str) -> Callable[[], str]:
@@ -65,7 +66,7 @@ def test_a_row_has_times_rate_speedup_difference_figures_and_facts() -> None:
     assert (plain["case"], plain["variant"], plain["unit"]) == ("case", "plain", "image")
     assert (plain["work"], fast["work"], fast["rounds"]) == (4, 8, 3)
     assert (plain["difference"], fast["difference"]) == (0, 0.5)
-    assert fast["figures"] == {"output": measure.spread([1.5])}
+    assert fast["figures"] == {"output": spread([1.5])}
     assert fast["facts"] == {"steps": 2}
     assert fast.keys() - plain.keys() == {"speedup", "cpu_speedup"}
     spreads = [fast[name] for name in ("wall_s", "cpu_s", "rate", "speedup", "cpu_speedup")]
