@@ -111,6 +111,8 @@ def answers(temperature: float, options: Options) -> Iterator[Case]:
         },
         difference=lambda one, other: float(one != other),
         facts={"clients": clients, "answers": len(expected), "dtype": str(pipe.dtype)},
+        is_long=True,
+        most_rounds=3,
     )
     for chatter in (one_by_one, together):
         chatter.queue.close()

@@ -93,7 +93,7 @@ def ratio_line(key: Key, old: Sequence[dict[str, float]], new: Sequence[dict[str
     for clock in CLOCKS:
         ratios = [b[clock] / max(a[clock], 1e-9) for a, b in zip(old, new, strict=True)]
         one = spread(ratios)
-        verdict = "faster" if one["max"] < 1 else "slower" if one["min"] > 1 else "same"
+        verdict = "faster" if one["max"] < 1 else "slower" if one["min"] > 1 else "within noise"
         times = [spread([side[clock] for side in some])["median"] for some in (old, new)]
         cells += [f"{times[0]:.4g}", f"{times[1]:.4g}"]
         cells += [f"{one['median']:.3f} ({one['min']:.3f} to {one['max']:.3f})", verdict]

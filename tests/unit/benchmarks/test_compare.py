@@ -80,7 +80,7 @@ def test_processes_of_two_commits_take_turns_and_the_table_has_their_ratios(
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == (
         "| fake/work plain | 2 | 1 | 0.500 (0.500 to 0.500) | faster | 1 | 1 "
-        "| 1.000 (1.000 to 1.000) | same |"
+        "| 1.000 (1.000 to 1.000) | within noise |"
     )
     assert lines[3:] == ["old cannot run fake/fast: AttributeError: no fast"]
     listed = ["git", "-C", str(repository), "worktree", "list"]
