@@ -1,6 +1,7 @@
 """Compares the speed of two commits by the benchmarks of this folder.
 
-    python benchmarks/compare.py OLD NEW [NAME[/CASE] ...] [--pairs N] [--rounds N] [--quick]
+    python benchmarks/compare.py OLD NEW [NAME[/CASE] ...] [--pairs N] [--rounds N] [--threads N]
+        [--device D] [--quick]
 
 Each commit is checked out in a temporary folder, and processes of the two take turns. Both run
 these benchmark files, each with the package of its commit; a case that a commit cannot run is named
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from run import FOLDER, add_names, words_of
+from options import FOLDER, add_names, add_options, commands
 from spreads import spread
 
 CLOCKS = {"wall_s": "wall time", "cpu_s": "CPU time"}
@@ -109,21 +110,20 @@ def main() -> None:
     parser.add_argument("new", metavar="NEW")
     add_names(parser)
     parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds within a process")
-    given, options = parser.parse_known_args()
-    options += ["--rounds", str(given.rounds)]
+    add_options(parser, rounds=3)
+    given = parser.parse_args()
     times: dict[Key, tuple[list[dict[str, float]], list[dict[str, float]]]] = {}
     errors: dict[str, None] = {}
-    commits = (given.old, given.new)
+    commits, benchmarks = (given.old, given.new), commands(parser, given)
     with (
         tempfile.TemporaryDirectory() as scratch,
         checkouts(FOLDER.parent, commits) as folders,
     ):
-        for words in words_of(parser, given.names):
+        for words in benchmarks:
             name = Path(words[0]).stem
             for pair in range(given.pairs):
                 for side in reversed((0, 1)) if pair % 2 else (0, 1):
-                    found = run([*words, *options], folders[side], Path(scratch) / "out.json")
+                    found = run(words, folders[side], Path(scratch) / "out.json")
                     for row in found["rows"]:
                         key = (name, row["case"], row["variant"])
                         medians = {clock: row[clock]["median"] for clock in CLOCKS}

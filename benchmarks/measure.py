@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 
 import torch
 from clocks import Run, read_file, run
+from options import add_options
 from spreads import RESULTS, Row, Spread, spread
 
 import blip3o
@@ -241,19 +242,19 @@ def main(about: str | None, cases: Mapping[str, CaseFunction]) -> None:
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: {' '.join(cases)}")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", type=torch.device, default="cpu")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, one round")
+    add_options(parser)
     parser.add_argument(
         "--out", type=Path, help=f"default: benchmarks/results/{name}.json, for all cases only"
     )
     given = parser.parse_args()
     if unknown := set(given.cases) - set(cases):
         parser.error(f"{name} has no case {', '.join(sorted(unknown))}; it has {', '.join(cases)}")
-    torch.set_num_threads(given.threads)
+    if given.threads:
+        torch.set_num_threads(given.threads)
     options = Options(
-        rounds=1 if given.quick else given.rounds, device=given.device, is_quick=given.quick
+        rounds=1 if given.quick else given.rounds,
+        device=torch.device(given.device),
+        is_quick=given.quick,
     )
     results: dict[str, Any] = {
         "benchmark": name,

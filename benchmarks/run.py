@@ -8,40 +8,8 @@ Results go to benchmarks/results/NAME.json; a quick run or a single case is only
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-FOLDER = Path(__file__).parent
-NAMES = (
-    "generate",
-    "sample",
-    "train_step",
-    "loader",
-    "chat",
-    "serve",
-    "scaling",
-    "decontaminate",
-    "curate",
-)
-"""The benchmarks; each is a file of this folder."""
-
-
-def add_names(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument NAME[/CASE]; see `words_of`."""
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME[/CASE]", help=f"default: {' '.join(NAMES)}"
-    )
-
-
-def words_of(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[list[str]]:
-    """Returns the file of each benchmark, followed by its case if it has one."""
-    found = []
-    for word in names or NAMES:
-        name, _, case = word.partition("/")
-        if name not in NAMES:
-            parser.error(f"there is no benchmark {name!r}; choose from {', '.join(NAMES)}")
-        found.append([str(FOLDER / f"{name}.py"), *filter(None, [case])])
-    return found
+from options import add_names, add_options, commands
 
 
 def main() -> None:
@@ -50,11 +18,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_names(parser)
-    given, options = parser.parse_known_args()
+    add_options(parser)
     status = 0
-    for words in words_of(parser, given.names):
+    for words in commands(parser, parser.parse_args()):
         print(*words, flush=True)
-        status |= subprocess.run([sys.executable, *words, *options], check=False).returncode
+        status |= subprocess.run([sys.executable, *words], check=False).returncode
     sys.exit(bool(status))
 
 

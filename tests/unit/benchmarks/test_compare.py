@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import compare
+import options
 import pytest
-import run
 
 BENCHMARK = """
 import json, sys
@@ -53,9 +53,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     benchmarks.mkdir()
     log = f"LOG = {str(tmp_path / 'log')!r}\n"
     (benchmarks / "fake.py").write_text(log + BENCHMARK, encoding="utf-8")
-    monkeypatch.setattr(run, "FOLDER", benchmarks)
+    monkeypatch.setattr(options, "FOLDER", benchmarks)
     monkeypatch.setattr(compare, "FOLDER", benchmarks)
-    monkeypatch.setattr(run, "NAMES", ("fake",))
+    monkeypatch.setattr(options, "NAMES", ("fake",))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_processes_of_two_commits_take_turns_and_the_table_has_their_ratios(
     call(monkeypatch, "old", "new", "fake/work", "--pairs", "2", "--rounds", "4", "--quick")
     log = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert [line.split(" ", 1)[0] for line in log] == ["2.0", "1.0", "1.0", "2.0"]
-    assert set(line.split(" ", 1)[1] for line in log) == {"work --quick --rounds 4"}
+    assert set(line.split(" ", 1)[1] for line in log) == {"work --rounds 4 --device cpu --quick"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == (
         "| fake/work plain | 2 | 1 | 0.500 (0.500 to 0.500) | faster | 1 | 1 "

@@ -6,23 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import options
 import pytest
 import report
-import run
 from spreads import RESULTS
 
-TOOLS = {"clocks", "compare", "measure", "report", "run", "spreads"}
+TOOLS = {"clocks", "compare", "measure", "options", "report", "run", "spreads"}
 
 
 def test_every_file_is_a_benchmark_or_a_tool() -> None:
-    assert {file.stem for file in run.FOLDER.glob("*.py")} == {*run.NAMES, *TOOLS}
+    assert {file.stem for file in options.FOLDER.glob("*.py")} == {*options.NAMES, *TOOLS}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", run.NAMES)
+@pytest.mark.parametrize("name", options.NAMES)
 def test_every_case_runs_in_its_smallest_form(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    command = [sys.executable, str(run.FOLDER / f"{name}.py"), "--quick", "--out", str(out)]
+    command = [sys.executable, str(options.FOLDER / f"{name}.py"), "--quick", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text(encoding="utf-8"))
