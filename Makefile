@@ -79,12 +79,8 @@ format: setup ## Format and fix the code with ruff
 	$(BIN)/ruff check --fix .
 
 bench: setup ## Measure the speed on this machine; overwrites benchmarks/results
-	$(BIN)/python benchmarks/generate.py
-	$(BIN)/python benchmarks/sample.py
-	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/serve.py
-	$(BIN)/python benchmarks/chat.py
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/report.py
 
 docs: $(VENV)/.docs ## Build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

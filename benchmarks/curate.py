@@ -1,22 +1,18 @@
 """Curates with workers that are killed at random, and compares the result with a calm run.
 
-python benchmarks/curate.py [--drafts 20000] [--workers 8] [--out benchmarks/results/curate.json]
-
 A real server on this machine draws and judges. It fails on order: a part of the requests gets 429,
 500, a body that is cut, or no answer before the time is up, the first time that they come; others
 are refused. One to eight workers run at a time; every few seconds one is killed (SIGKILL), and now
-and then another joins. The script fails unless no request was answered twice and all bytes of the
+and then another joins. The case fails unless no request was answered twice and all bytes of the
 finished set are those of one undisturbed process.
 """
 
-import argparse
 import base64
 import hashlib
 import http.server
 import io
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -25,12 +21,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from measure import Case, Options, main
 from PIL import Image
 
+DRAFTS, WORKERS, SEED = 300, 8, 27
 FAULTS = ("429", "500", "cut", "hang")
 GRAMMAR = """
 words:
@@ -200,68 +198,63 @@ def content_of(out: Path) -> dict[str, str]:
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
 
 
-def curate(folder: Path, drafts: int, workers: int, seed: int) -> dict[str, Any]:
-    """Runs once, and returns what happened.
+class Curated(NamedTuple):
+    """A finished run: the hashes of its files, and counts of kills, requests and records."""
+
+    content: dict[str, str]
+    figures: dict[str, float]
+
+
+def curate(folder: Path, drafts: int, workers: int) -> Curated:
+    """Runs once.
 
     Args:
-        folder: folder for the settings and the run.
+        folder: new folder for the settings and the run.
         drafts: number of drafts.
         workers: most workers; 0 for one undisturbed process and a server without faults.
-        seed: seed of the kills.
+
+    Raises:
+        RuntimeError: if a process fails on its own, or a request was answered twice.
     """
     folder.mkdir()
     server = Server(is_faulty=workers > 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     settings, out = folder / "run.yaml", folder / "run"
     write_settings(settings, server.url, drafts)
-    begin, kills = time.perf_counter(), 0
+    kills = 0
     if workers:
-        kills = kill_at_random(settings, out, workers, random.Random(seed))
+        kills = kill_at_random(settings, out, workers, random.Random(SEED))
     elif start(settings, out).wait():
-        raise SystemExit("the calm run failed: run its command by hand")
-    wall_s = time.perf_counter() - begin
+        raise RuntimeError("the calm run failed: run its command by hand")
     server.shutdown()
-    return {
-        "wall_s": round(wall_s, 1),
+    if any(count > 1 for count in server.answered.values()):
+        raise RuntimeError("a request was answered twice")
+    figures: dict[str, float] = {
         "kills": kills,
         "requests": sum(server.arrived.values()),
         "different_requests": len(server.arrived),
-        "answered_twice": sum(count > 1 for count in server.answered.values()),
         "records": len((out / "records.jsonl").read_text("utf-8").splitlines()),
-        "content": content_of(out),
     }
+    return Curated(content_of(out), figures)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs both, compares them and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--drafts", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=27)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/curate.json"))
-    options = parser.parse_args(arguments)
+def killed(options: Options) -> Iterator[Case]:
+    """One undisturbed process, and workers that are killed."""
+    drafts = options.pick(DRAFTS, 20)
     with tempfile.TemporaryDirectory() as name:
-        calm = curate(Path(name) / "calm", options.drafts, 0, options.seed)
-        print("calm:", json.dumps(calm), flush=True)
-        killed = curate(Path(name) / "killed", options.drafts, options.workers, options.seed)
-        print("killed:", json.dumps(killed), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    is_equal = calm.pop("content") == killed.pop("content")
-    results = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "drafts": options.drafts,
-        "most_workers": options.workers,
-        "calm": calm,
-        "killed": killed,
-        "is_equal": is_equal,
-    }
-    print(json.dumps(results, indent=1))
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if not is_equal or killed["answered_twice"]:
-        raise SystemExit("the runs differ, or a request was answered twice")
+        yield Case(
+            unit="draft",
+            work=drafts,
+            variants={
+                "calm": lambda: curate(Path(name) / "calm", drafts, 0),
+                "killed": lambda: curate(Path(name) / "killed", drafts, WORKERS),
+            },
+            difference=lambda one, other: float(one.content != other.content),
+            figures=lambda one: one.figures,
+            is_long=True,
+            most_rounds=1,
+        )
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, {"killed": killed})
