@@ -7,7 +7,7 @@ from blip3o.core.rng import image_generator
 from blip3o.generate.checks import check_sampling
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.requests import drawing_prompt
-from blip3o.generate.write import Drawn, Job, write_drawn
+from blip3o.generate.write import GeneratedImage, NumberedPrompt, write_generated
 
 
 def write_images(
@@ -21,7 +21,7 @@ def write_images(
     guidance_scale: float | None = None,
     batch_size: int = 16,
 ) -> Path:
-    """Generates images, writes them as `write_drawn` does, and returns the path of the grid.
+    """Generates images, writes them as `write_generated` does, and returns the path of the grid.
 
     Args:
         pipe: the pipeline.
@@ -45,15 +45,15 @@ def write_images(
         messages = pipe.chat_template.generate_messages(prompt)
         drawing_prompt(pipe.model, pipe.chat_template, messages, prompt)
 
-    def draw(jobs: Sequence[Job]) -> list[Drawn]:
+    def draw(batch: Sequence[NumberedPrompt]) -> list[GeneratedImage]:
         images = pipe(
-            [job.prompt for job in jobs],
-            generator=[image_generator(seed, job.prompt_number, job.image_number) for job in jobs],
+            [one.text for one in batch],
+            generator=[image_generator(seed, one.prompt_number, one.image_number) for one in batch],
             num_inference_steps=steps,
             guidance_scale=scale,
         ).images
-        return [Drawn(image, steps, scale) for image in images]
+        return [GeneratedImage(image, steps, scale) for image in images]
 
-    return write_drawn(
+    return write_generated(
         draw, prompts, folder, num_images=num_images, seed=seed, batch_size=batch_size
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError, shown
 from blip3o.generate.text_settings import TextSettings
-from blip3o.generate.write import Drawn, Job, write_drawn
+from blip3o.generate.write import GeneratedImage, NumberedPrompt, write_generated
 from blip3o.remote.chat import ChatImage, ChatRequest
 from blip3o.remote.client import ChatClient
 from blip3o.remote.http import ServerSettings
@@ -51,7 +51,7 @@ def write_images(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> Path:
-    """Generates images, writes them as `write_drawn` does, and returns the path of the grid.
+    """Generates images, writes them as `write_generated` does, and returns the path of the grid.
 
     Args:
         server: the server.
@@ -69,21 +69,21 @@ def write_images(
     client = ImageClient(server)
     sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
 
-    def draw(jobs: Sequence[Job]) -> list[Drawn]:
+    def draw(batch: Sequence[NumberedPrompt]) -> list[GeneratedImage]:
         requests = [
-            ImageRequest(prompt=job.prompt, seed=seed, extra={**sampling, **_numbers(job)})
-            for job in jobs
+            ImageRequest(prompt=one.text, seed=seed, extra={**sampling, **_numbers(one)})
+            for one in batch
         ]
         return [
-            Drawn(
-                _image(answer, job.prompt, server),
+            GeneratedImage(
+                _image(answer, one.text, server),
                 answer.num_inference_steps or num_inference_steps,
                 answer.guidance_scale or guidance_scale,
             )
-            for job, answer in zip(jobs, client.answers(requests), strict=True)
+            for one, answer in zip(batch, client.answers(requests), strict=True)
         ]
 
-    return write_drawn(draw, prompts, folder, num_images=num_images, seed=seed)
+    return write_generated(draw, prompts, folder, num_images=num_images, seed=seed)
 
 
 def edit(
@@ -142,9 +142,9 @@ def ask(
     return answer.text
 
 
-def _numbers(job: Job) -> dict[str, int]:
+def _numbers(prompt: NumberedPrompt) -> dict[str, int]:
     """Returns the numbers that belong to the seed; those of the first image need not be sent."""
-    numbers = {"prompt_number": job.prompt_number, "image_number": job.image_number}
+    numbers = {"prompt_number": prompt.prompt_number, "image_number": prompt.image_number}
     return {name: number for name, number in numbers.items() if number}
 
 

@@ -27,16 +27,16 @@ _MOST_SHOWN = 64
 """Most images in the grid; those of a long list of prompts would fill the memory."""
 
 
-class Job(NamedTuple):
-    """An image to generate.
+class NumberedPrompt(NamedTuple):
+    """The prompt of one image, with the numbers that belong to its seed.
 
     Args:
-        prompt: its prompt.
+        text: the prompt.
         prompt_number: number of the prompt, from 0.
         image_number: number of the image of that prompt, from 0.
     """
 
-    prompt: str
+    text: str
     prompt_number: int
     image_number: int
 
@@ -46,7 +46,7 @@ class Job(NamedTuple):
         return f"{self.prompt_number:04d}-{self.image_number}.png"
 
 
-class Drawn(NamedTuple):
+class GeneratedImage(NamedTuple):
     """A generated image and its settings.
 
     Args:
@@ -60,11 +60,11 @@ class Drawn(NamedTuple):
     guidance_scale: float | None
 
 
-DrawBatch: TypeAlias = Callable[[Sequence[Job]], Sequence[Drawn]]
-"""Returns the image of each job."""
+DrawBatch: TypeAlias = Callable[[Sequence[NumberedPrompt]], Sequence[GeneratedImage]]
+"""Returns the image of each prompt."""
 
 
-def write_drawn(
+def write_generated(
     draw: DrawBatch,
     prompts: Sequence[str],
     folder: Path,
@@ -91,25 +91,27 @@ def write_drawn(
         UsageError: if the folder cannot be written to, or as `draw` does.
     """
     _make_folder(folder)
-    jobs = [Job(text, p, k) for p, text in enumerate(prompts) for k in range(num_images)]
+    wanted = [
+        NumberedPrompt(text, p, k) for p, text in enumerate(prompts) for k in range(num_images)
+    ]
     shown: list[Image.Image] = []
     lines: list[str] = []
-    for start in progress(range(0, len(jobs), batch_size), what="batches"):
-        batch = jobs[start : start + batch_size]
+    for start in progress(range(0, len(wanted), batch_size), what="batches"):
+        batch = wanted[start : start + batch_size]
         drawn = draw(batch)
         if start == 0:
-            _begin(folder, [job.file for job in jobs])
-        for job, (image, steps, scale) in zip(batch, drawn, strict=True):
-            save_image(image, folder / job.file)
-            row = {"prompt": job.prompt, "seed": seed}
-            numbers = {"prompt_number": job.prompt_number, "image_number": job.image_number}
+            _begin(folder, [one.file for one in wanted])
+        for one, (image, steps, scale) in zip(batch, drawn, strict=True):
+            save_image(image, folder / one.file)
+            row = {"prompt": one.text, "seed": seed}
+            numbers = {"prompt_number": one.prompt_number, "image_number": one.image_number}
             settings = {"num_inference_steps": steps, "guidance_scale": scale}
-            lines.append(json.dumps({**row, **numbers, **settings, "file": job.file}) + "\n")
+            lines.append(json.dumps({**row, **numbers, **settings, "file": one.file}) + "\n")
             if len(shown) < _MOST_SHOWN:
                 shown.append(image)
-    captions = [job.prompt for job in jobs[: len(shown)]]
+    captions = [one.text for one in wanted[: len(shown)]]
     save_image(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
-    _end(folder, "".join(lines), {job.file for job in jobs})
+    _end(folder, "".join(lines), {one.file for one in wanted})
     return folder / _GRID
 
 
@@ -117,7 +119,7 @@ def written_images(folder: Path) -> list[Path]:
     """Returns the paths of the images that a folder's metadata lists, then of the metadata.
 
     Args:
-        folder: a folder that `write_drawn` has written to.
+        folder: a folder that `write_generated` has written to.
     """
     lines = (folder / _METADATA).read_text(encoding="utf-8").split("\n")
     return [*(folder / json.loads(line)["file"] for line in lines if line), folder / _METADATA]
