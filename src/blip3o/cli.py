@@ -18,6 +18,7 @@ from blip3o.cli_options import (
     add_pipeline,
     add_sampling,
     add_seed,
+    add_server,
     add_shard,
     add_text_sampling,
 )
@@ -126,11 +127,13 @@ def _add_image_commands(commands: argparse._SubParsersAction) -> None:
         "--num-images", type=whole, default=1, help="images per prompt (default: %(default)s)"
     )
     add_sampling(command)
+    add_server(command)
 
     command = _command(commands, "ask", cli_commands.ask, "answer a question about images")
     command.add_argument("image", nargs="+", help="image files, and last the question in quotes")
     add_text_sampling(command)
     add_pipeline(command)
+    add_server(command)
 
     command = _command(commands, "chat", cli_commands.chat, "chat about text and images")
     add_text_sampling(command)
@@ -141,6 +144,7 @@ def _add_image_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("instruction", help="instruction in quotes")
     add_out(command, "file to write", check_file, default="edited.png")
     add_sampling(command)
+    add_server(command)
 
     command = _command(
         commands, "reconstruct", cli_commands.reconstruct, "encode and decode an image"

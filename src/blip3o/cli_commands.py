@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from blip3o.cli_options import check_model, placement
 from blip3o.core.errors import UsageError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from blip3o.generate.pipeline import Blip3oPipeline
     from blip3o.generate.text_settings import TextSettings
+    from blip3o.remote.http import ServerSettings
 
 
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
@@ -26,6 +27,23 @@ def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     return Blip3oPipeline.from_pretrained(
         options.model, revision=options.revision, overrides=options.set, **placement(options)
     )
+
+
+def _server(options: argparse.Namespace) -> "ServerSettings":
+    from blip3o.generate.served import server_settings
+
+    return server_settings(options.server, options.model)
+
+
+class _Sampling(TypedDict):
+    """The options of `add_sampling` besides the seed, by the names of Python."""
+
+    num_inference_steps: int | None
+    guidance_scale: float | None
+
+
+def _sampling(options: argparse.Namespace) -> _Sampling:
+    return {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -40,17 +58,22 @@ def generate(options: argparse.Namespace) -> None:
     check_sampling(options.steps, options.guidance, options.num_images)
     check_model(options)
     seed = drawn_seed(options.seed)
-    from blip3o.generate.write import write_images, written_images
+    from blip3o.generate.write import written_images
 
-    grid = write_images(
-        _pipeline(options),
-        prompts,
-        options.out,
-        num_images=options.num_images,
-        seed=seed,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-    )
+    given = (prompts, options.out)
+    sampling = _sampling(options)
+    if options.server is None:
+        from blip3o.generate import local
+
+        grid = local.write_images(
+            _pipeline(options), *given, num_images=options.num_images, seed=seed, **sampling
+        )
+    else:
+        from blip3o.generate import served
+
+        grid = served.write_images(
+            _server(options), *given, num_images=options.num_images, seed=seed, **sampling
+        )
     for path in written_images(options.out):
         print(path)
     print(grid)
@@ -66,7 +89,12 @@ def ask(options: argparse.Namespace) -> None:
     check_question(question)
     images = [_image(image, options) for image in images]
     settings = _text_settings(options)
-    print(_pipeline(options).ask(images, question, **settings))
+    if options.server is None:
+        print(_pipeline(options).ask(images, question, **settings))
+        return
+    from blip3o.generate import served
+
+    print(served.ask(_server(options), [Path(one) for one in images], question, **settings))
 
 
 def chat(options: argparse.Namespace) -> None:
@@ -100,16 +128,22 @@ def edit(options: argparse.Namespace) -> None:
     check_sampling(options.steps, options.guidance, 1)
     image = _image(options.image, options)
     seed = drawn_seed(options.seed)
-    from blip3o.core.rng import image_generator
+    sampling = _sampling(options)
+    if options.server is None:
+        from blip3o.core.rng import image_generator
 
-    output = _pipeline(options).edit(
-        image,
-        options.instruction,
-        generator=image_generator(seed, 0, 0),
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-    )
-    _save(output.images[0], options.out)
+        generator = image_generator(seed, 0, 0)
+        output = _pipeline(options).edit(
+            image, options.instruction, generator=generator, **sampling
+        )
+        edited = output.images[0]
+    else:
+        from blip3o.generate import served
+
+        edited = served.edit(
+            _server(options), Path(image), options.instruction, seed=seed, **sampling
+        )
+    _save(edited, options.out)
 
 
 def reconstruct(options: argparse.Namespace) -> None:

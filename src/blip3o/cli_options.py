@@ -16,6 +16,7 @@ from blip3o.core.choices import (
     check_quantization,
 )
 from blip3o.core.describe import OVERRIDES
+from blip3o.core.errors import UsageError
 from blip3o.core.files import check_folder
 from blip3o.weights.names import check_name
 
@@ -83,6 +84,18 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server(command: argparse.ArgumentParser) -> None:
+    """Adds `--server`; the options of a local model, which do not go with it, come before."""
+    own = (*Placement.__annotations__, "revision", "set")
+    command.set_defaults(local={name: command.get_default(name) for name in own})
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        help="running `blip3o serve` that does the work, such as http://127.0.0.1:8000; --model is "
+        "the name of its model",
+    )
+
+
 class Placement(TypedDict):
     """Where and how the weights of a model are held."""
 
@@ -101,8 +114,14 @@ def check_model(options: argparse.Namespace) -> None:
     """Checks the options of a model that can be checked without torch and without the model.
 
     Raises:
-        UsageError: for an unknown model, precision, quantization or offloading mode.
+        UsageError: for an unknown model, precision, quantization or offloading mode, or an option
+            of a local model with a server.
     """
+    if vars(options).get("server") is not None:
+        for name, default in options.local.items():
+            if vars(options)[name] != default:
+                raise UsageError(f"--{name} is for a local model: leave it out with --server")
+        return
     check_name(options.model)
     check_precision(options.dtype)
     check_offload(options.offload)

@@ -135,7 +135,7 @@ def sessions() -> dict[str, list[list[str]]]:
     for page in PAGES:
         for number, block in enumerate(blocks(page, "console")):
             words = [command_of(line) for line in block.replace("\\\n", " ").splitlines()]
-            ours = [one for one in words if one and "--model" not in one]
+            ours = [one for one in words if one and not {"--model", "--server"} & {*one}]
             if ours:
                 found[f"{page.name} {number}"] = ours
     return found

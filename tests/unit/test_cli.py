@@ -29,15 +29,18 @@ from blip3o.weights import folder as weights
 
 SAMPLING = ["--seed", "--steps", "--guidance"]
 TEXT = ["--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens", "--stop"]
+SERVER = ["--server"]
 MODEL = ["--model", "--device", "--dtype", "--quantize", "--offload"]
 PIPELINE = ["--revision", "--set"]
 SERVE = [flag(field.name) for field in dataclasses.fields(ServeConfig)]
 REWARDS = [flag(field.name) for field in dataclasses.fields(RewardServerConfig)]
 OPTIONS = {
-    "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, *PIPELINE],
-    "ask": ["image", *TEXT, *MODEL, *PIPELINE],
+    "generate": [
+        *("prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, *PIPELINE, *SERVER)
+    ],
+    "ask": ["image", *TEXT, *MODEL, *PIPELINE, *SERVER],
     "chat": [*TEXT, *MODEL, *PIPELINE],
-    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, *PIPELINE],
+    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, *PIPELINE, *SERVER],
     "reconstruct": ["image", "--out", "--seed", *MODEL, *PIPELINE],
     "serve": [*SERVE, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
@@ -144,6 +147,8 @@ def test_arguments_and_options_may_have_any_order() -> None:
         (["generate", "a cat", "--model", "pockt"], "unknown model 'pockt'; "),
         (["generate", "a cat", "--device", "gpu"], "unknown device 'gpu'; use auto, cpu"),
         (["generate", "a cat", "--device", "cpu", "--dtype", "int8"], "unknown precision 'int8'"),
+        (["generate", "a cat", "--server", "x", "--dtype", "bf16"], "--dtype is for a local model"),
+        (["generate", "a cat", "--server", "ftp://x"], "'ftp://x/v1' is not an address: write"),
         (["generate", "a cat", "--quantize", "int3"], "unknown quantization 'int3'; did you mean"),
         (
             ["ask", "a.png", "what?", "--offload", "cpu"],

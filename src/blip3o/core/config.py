@@ -20,7 +20,6 @@ from blip3o.core.bounds import check_bounds
 from blip3o.core.dotted import Open, assign, join, set_item, text_on_path
 from blip3o.core.errors import UsageError, shown, unknown_name
 from blip3o.core.files import expanded, read_text, write_atomic
-from blip3o.core.plain import format_yaml, parse_value, parse_yaml, unquoted
 from blip3o.core.registry import Registry
 from blip3o.core.scalars import Text, convert, convert_plain
 
@@ -168,6 +167,8 @@ def save_yaml(config: object, path: Path) -> None:
 
 def dump_yaml(config: object) -> str:
     """Returns a config, or plain data that may hold configs, as YAML."""
+    from blip3o.core.plain import format_yaml
+
     return format_yaml(_plain(config))
 
 
@@ -177,6 +178,8 @@ def read_yaml(path: Path) -> object:
     Raises:
         UsageError: if the file cannot be read, is not YAML, or repeats a key in one mapping.
     """
+    from blip3o.core.plain import parse_yaml
+
     text = read_text(path)
     try:
         data = parse_yaml(text)
@@ -189,6 +192,8 @@ def read_yaml(path: Path) -> object:
 
 def _given(text: str) -> Text:
     """Returns the value of an assignment; only `null` means None."""
+    from blip3o.core.plain import unquoted
+
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -213,6 +218,8 @@ def _assign_text(
         try:
             data = to_dict(from_dict(cls, data))
         except UsageError:  # not complete yet
+            from blip3o.core.plain import parse_value
+
             while (found := text_on_path(data, path)) is not None:
                 holder, key, text = found
                 opened = parse_value(text)
@@ -340,6 +347,8 @@ def _opened(value: object, path: str) -> object:
     """Returns the list or mapping that a text holds as YAML; any other value unchanged."""
     if not isinstance(value, Text) or not value.is_plain:
         return value
+    from blip3o.core.plain import parse_value
+
     try:
         return parse_value(value.text)
     except UsageError as error:

@@ -11,8 +11,8 @@ from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import check_file, read_lines
 from blip3o.core.log import say
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""Suffixes of the image files that can be written."""
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Formats of the image files that can be written, in Pillow's names, by suffix."""
 OUTPUT_TYPES = ("pil", "np", "pt", "features")
 _MOST_STEPS = 1000
 _MOST_IMAGES = 1000
@@ -138,7 +138,7 @@ def check_image_path(path: Path) -> None:
     """Checks, before any work is done, that an image can be written to a path.
 
     Raises:
-        UsageError: if the suffix is not one of `SUFFIXES`, the path is a folder, or its folder
+        UsageError: if the suffix is not one of `FORMATS`, the path is a folder, or its folder
             cannot be written to.
     """
     check_suffix(path)
@@ -146,8 +146,8 @@ def check_image_path(path: Path) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises a UsageError unless the suffix of a path is one of `SUFFIXES`."""
-    if path.suffix.lower() not in SUFFIXES:
+    """Raises a UsageError unless the suffix of a path is one of `FORMATS`."""
+    if path.suffix.lower() not in FORMATS:
         raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
 
 

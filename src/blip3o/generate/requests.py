@@ -13,7 +13,6 @@ from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.checks import check_prompt
 from blip3o.imaging.fit import aspect_pixels, keep_aspect
-from blip3o.imaging.load import open_image, open_pil
 from blip3o.imaging.pixels import to_pixels
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.text.chat import ChatTemplate
@@ -78,6 +77,11 @@ def open_input(image: ImageInput) -> Image.Image:
     Raises:
         UsageError: if it cannot be read.
     """
+    from blip3o.imaging.load import (
+        open_image,
+        open_pil,
+    )  # a request without images needs no readers
+
     if isinstance(image, str | Path | bytes):
         return open_image(image)
     if not isinstance(image, Image.Image):

@@ -1,21 +1,22 @@
-"""Writes generated images to a folder: image files, a grid, and metadata of every image."""
+"""Writes generated images to a folder: image files, a grid, and metadata of every image.
+
+The module needs no torch, so it also writes the images of a server.
+"""
 
 import contextlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress
-from blip3o.core.rng import image_generator
-from blip3o.generate.checks import check_sampling, check_suffix
-from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.requests import drawing_prompt
+from blip3o.generate.checks import FORMATS, check_suffix
 from blip3o.imaging.sheet import contact_sheet
 
 _METADATA, _GRID = "metadata.jsonl", "grid.png"
@@ -26,15 +27,50 @@ _MOST_SHOWN = 64
 """Most images in the grid; those of a long list of prompts would fill the memory."""
 
 
-def write_images(
-    pipe: Blip3oPipeline,
+class NumberedPrompt(NamedTuple):
+    """The prompt of one image, with the numbers that belong to its seed.
+
+    Args:
+        text: the prompt.
+        prompt_number: number of the prompt, from 0.
+        image_number: number of the image of that prompt, from 0.
+    """
+
+    text: str
+    prompt_number: int
+    image_number: int
+
+    @property
+    def file(self) -> str:
+        """Name of the file of the image."""
+        return f"{self.prompt_number:04d}-{self.image_number}.png"
+
+
+class GeneratedImage(NamedTuple):
+    """A generated image and its settings.
+
+    Args:
+        image: the image.
+        num_inference_steps: steps of the generator; None if a server does not state them.
+        guidance_scale: 1 or more; None as above.
+    """
+
+    image: Image.Image
+    num_inference_steps: int | None
+    guidance_scale: float | None
+
+
+DrawBatch: TypeAlias = Callable[[Sequence[NumberedPrompt]], Sequence[GeneratedImage]]
+"""Returns the image of each prompt."""
+
+
+def write_generated(
+    draw: DrawBatch,
     prompts: Sequence[str],
     folder: Path,
     *,
-    num_images: int = 1,
-    seed: int = 0,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    num_images: int,
+    seed: int,
     batch_size: int = 16,
 ) -> Path:
     """Generates images, writes them with metadata and a grid, and returns the path of the grid.
@@ -44,51 +80,38 @@ def write_images(
     are removed; other files stay. `metadata.jsonl` exists only when all images do.
 
     Args:
-        pipe: the pipeline.
+        draw: generates one batch.
         prompts: one or more captions.
         folder: created if missing.
         num_images: images of each prompt.
-        seed: together with the numbers of the prompt and the image, it determines the image.
-        num_inference_steps: steps of the generator; None for the model's own number.
-        guidance_scale: 1 or more; None for the model's own number.
-        batch_size: images per batch; affects only speed and memory.
+        seed: the seed, as the metadata states it.
+        batch_size: images per batch.
 
     Raises:
-        UsageError: for an empty or over-long prompt, a number out of range, or a folder that
-            cannot be written to.
+        UsageError: if the folder cannot be written to, or as `draw` does.
     """
-    sampling = pipe.model.config.sampling
-    steps = sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
-    scale = pipe.model.config.guidance(guidance_scale)
-    check_sampling(steps, scale, num_images)
-    for prompt in prompts:  # a bad prompt at the end of a list must not cost the work before it
-        messages = pipe.chat_template.generate_messages(prompt)
-        drawing_prompt(pipe.model, pipe.chat_template, messages, prompt)
     _make_folder(folder)
-    jobs = [(p, k) for p in range(len(prompts)) for k in range(num_images)]
+    wanted = [
+        NumberedPrompt(text, p, k) for p, text in enumerate(prompts) for k in range(num_images)
+    ]
     shown: list[Image.Image] = []
     lines: list[str] = []
-    for start in progress(range(0, len(jobs), batch_size), what="batches"):
-        batch = jobs[start : start + batch_size]
-        images = pipe(
-            [prompts[p] for p, _ in batch],
-            generator=[image_generator(seed, p, k) for p, k in batch],
-            num_inference_steps=steps,
-            guidance_scale=scale,
-        ).images
+    for start in progress(range(0, len(wanted), batch_size), what="batches"):
+        batch = wanted[start : start + batch_size]
+        drawn = draw(batch)
         if start == 0:
-            _begin(folder, [_name(p, k) for p, k in jobs])
-        for (p, k), image in zip(batch, images, strict=True):
-            name = _name(p, k)
-            save_image(image, folder / name)
-            row = {"prompt": prompts[p], "seed": seed, "prompt_number": p, "image_number": k}
-            numbers = {"num_inference_steps": steps, "guidance_scale": scale}
-            lines.append(json.dumps({**row, **numbers, "file": name}) + "\n")
+            _begin(folder, [one.file for one in wanted])
+        for one, (image, steps, scale) in zip(batch, drawn, strict=True):
+            save_image(image, folder / one.file)
+            row = {"prompt": one.text, "seed": seed}
+            numbers = {"prompt_number": one.prompt_number, "image_number": one.image_number}
+            settings = {"num_inference_steps": steps, "guidance_scale": scale}
+            lines.append(json.dumps({**row, **numbers, **settings, "file": one.file}) + "\n")
             if len(shown) < _MOST_SHOWN:
                 shown.append(image)
-    captions = [prompts[p] for p, _ in jobs[: len(shown)]]
+    captions = [one.text for one in wanted[: len(shown)]]
     save_image(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
-    _end(folder, "".join(lines), {_name(p, k) for p, k in jobs})
+    _end(folder, "".join(lines), {one.file for one in wanted})
     return folder / _GRID
 
 
@@ -96,14 +119,10 @@ def written_images(folder: Path) -> list[Path]:
     """Returns the paths of the images that a folder's metadata lists, then of the metadata.
 
     Args:
-        folder: a folder that `write_images` has written to.
+        folder: a folder that `write_generated` has written to.
     """
     lines = (folder / _METADATA).read_text(encoding="utf-8").split("\n")
     return [*(folder / json.loads(line)["file"] for line in lines if line), folder / _METADATA]
-
-
-def _name(prompt_number: int, image_number: int) -> str:
-    return f"{prompt_number:04d}-{image_number}.png"
 
 
 def _begin(folder: Path, names: Sequence[str]) -> None:
@@ -144,9 +163,8 @@ def save_image(image: Image.Image, path: Path) -> None:
         UsageError: if the suffix is unknown or the file cannot be written.
     """
     check_suffix(path)
-    Image.init()
     content = io.BytesIO()  # Pillow hides the reason why a file cannot be written
-    image.save(content, Image.registered_extensions()[path.suffix.lower()])
+    image.save(content, FORMATS[path.suffix.lower()])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from PIL import Image
 
@@ -17,6 +18,8 @@ from blip3o.remote.chat import AnswerOutcome
 from blip3o.remote.cost import Budget
 from blip3o.remote.http import Server, ServerSettings
 from blip3o.remote.usage import Usage, prompt_tokens
+
+NumberT = TypeVar("NumberT", int, float)
 
 _GENERATIONS, _EDITS = "/images/generations", "/images/edits"
 _FIXED_FIELDS = ("image", "image[]", "model", "n", "prompt", "stream")
@@ -33,11 +36,13 @@ class ImageRequest:
         prompt: prompt or instruction.
         seed: seed of the noise; servers that know none ignore it.
         images: files of the input images; none to draw from the prompt alone.
+        extra: further fields of the request's body; a field that is None removes a field.
     """
 
     prompt: str
     seed: int
     images: tuple[bytes, ...] = ()
+    extra: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def usage(self) -> Usage:
         """Returns the most that the request may use; its tokens are rough."""
@@ -61,6 +66,8 @@ class ImageAnswer:
         model: name of the model that the server states; empty if it states none.
         prompt_tokens: tokens of the request; 0 if the server does not count them.
         completion_tokens: tokens of the image.
+        num_inference_steps: steps of the generator; None if the server does not state them.
+        guidance_scale: guidance scale; None as above.
     """
 
     outcome: AnswerOutcome
@@ -69,6 +76,8 @@ class ImageAnswer:
     model: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
 
     def usage(self) -> Usage:
         """Returns the image, and the tokens that the server counted."""
@@ -117,14 +126,26 @@ class ImageClient:
                 after all attempts.
             PreemptedError: if a cap of the budget is reached.
         """
-        found: dict[int, Image.Image | str] = {}
+        return [
+            decoded(answer.data) if answer.data else answer.text or "refused"
+            for answer in self.answers(requests)
+        ]
+
+    def answers(self, requests: Sequence[ImageRequest]) -> list[ImageAnswer]:
+        """Returns the answer to each request: an image or a refusal.
+
+        Raises:
+            UsageError: as `images`.
+            PreemptedError: as `images`.
+        """
+        found: dict[int, ImageAnswer] = {}
         # closed at the first fault, which ends the attempts of the other requests
         with contextlib.closing(self._attempts.answers(requests)) as answers:
             for number, answer in answers:
                 if answer.outcome == "transport":
                     prompt = shown(requests[number].prompt)
                     raise UsageError(f"{self.url} gave no image of {prompt}: {answer.text}")
-                found[number] = _decoded(answer.data) if answer.data else answer.text or "refused"
+                found[number] = answer
         return [found[number] for number in range(len(requests))]
 
     def ask(
@@ -157,7 +178,7 @@ class ImageClient:
             "response_format": "b64_json",
             "size": self.size,
         }
-        fields = with_extra(given, self._extra, _FIXED_FIELDS)
+        fields = with_extra(given, {**self._extra, **request.extra}, _FIXED_FIELDS)
         if not request.images:
             address = self._server.address(_GENERATIONS)
             return Message(address=address, body=json.dumps(fields).encode())
@@ -185,14 +206,22 @@ class ImageClient:
                 model=label(reply.get("model")),
                 prompt_tokens=int(usage.get("input_tokens") or 0),
                 completion_tokens=int(usage.get("output_tokens") or 0),
+                num_inference_steps=_stated(reply, "num_inference_steps", int),
+                guidance_scale=_stated(reply, "guidance_scale", float),
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the answer holds no image: {data[:80]!r}") from error
-        _decoded(answer.data)
+        decoded(answer.data)
         return answer
 
 
-def _decoded(data: bytes) -> Image.Image:
+def _stated(reply: Mapping[str, object], name: str, kind: type[NumberT]) -> NumberT | None:
+    """Returns a number that the server states; None if it states none."""
+    value = reply.get(name)
+    return kind(value) if isinstance(value, int | float) else None
+
+
+def decoded(data: bytes) -> Image.Image:
     """Returns the image of a file, in RGB.
 
     Raises:

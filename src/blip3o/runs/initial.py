@@ -17,8 +17,9 @@ from blip3o.train.optimizer import is_under
 from blip3o.weights.autoencoder import is_autoencoder, open_autoencoder
 from blip3o.weights.folder import BUNDLED, open_model, resolve_model_folder
 from blip3o.weights.hub import to_local
+from blip3o.weights.layouts import is_siglip2_sana
 from blip3o.weights.shards import StoredTensor, read
-from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
+from blip3o.weights.siglip2_sana import load_siglip2_sana
 from blip3o.weights.stored import sketch
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]

@@ -102,7 +102,7 @@ class ImageMaker:
     ) -> list[Image.Image]:
         watch = Previewer(rows)
         requests = {id(row.request): row.request for row in rows}
-        generators = [image_generator(row.request.seed, 0, row.index) for row in rows]
+        generators = [_generator(row) for row in rows]
         feature_noise, decoder_noise = model_noise(self._model, len(rows), generators)
         if rows[0].request.kind == "reconstruct":
             known = {key: self._encode(request) for key, request in requests.items()}
@@ -201,6 +201,11 @@ class ImageMaker:
             output = finish(self._model, noise, decoder_noise, one, "pt", self._empty)
             seen.append(fingerprint(output.images, len(samples)).to(noise.device))
         return torch.cat(seen, dim=1)
+
+
+def _generator(row: Row) -> torch.Generator:
+    request = row.request
+    return image_generator(request.seed, request.prompt_number, request.image_number + row.index)
 
 
 def _lengthened(plan: Plan) -> Plan:

@@ -21,7 +21,9 @@ class ImageRequest:
         prompt: token ids, without query tokens; empty for "reconstruct".
         images: input images; an edit changes the first and reads all.
         count: number of images to make.
-        seed: seed and image number determine an image, as in `blip3o generate`.
+        seed: with both numbers it determines an image, as in `blip3o generate`.
+        prompt_number: number of the prompt in a list, from 0.
+        image_number: number of the first image among those of the prompt, from 0.
         num_inference_steps: steps of the sampler.
         guidance_scale: 1 or more.
         preview_every: steps between two previews; 0 for none. It does not affect the images.
@@ -32,6 +34,8 @@ class ImageRequest:
     images: Sequence[Image.Image] = ()
     count: int = 1
     seed: int = 0
+    prompt_number: int = 0
+    image_number: int = 0
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
     preview_every: int = 0

@@ -28,8 +28,8 @@ from blip3o.nn.quantized import Quantization
 from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.keymaps.spellings import OWN, upgraded_config
+from blip3o.weights.layouts import is_published, is_siglip2_sana
 from blip3o.weights.names import BUNDLED, full_name, is_there, unknown_model
-from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
     PICKLE_ENDINGS,
     Weight,
@@ -39,7 +39,6 @@ from blip3o.weights.shards import (
     under,
     write_tensors,
 )
-from blip3o.weights.siglip2_sana import is_siglip2_sana
 from blip3o.weights.small_files import read_json, require_ordinary
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
 from blip3o.weights.strict import Problems, require_fit
@@ -191,6 +190,8 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
             "and a run may start from them (init, docs/weights.md)"
         )
     if is_published(data):
+        from blip3o.weights.published import open_published
+
         return open_published(folder, data, allow_pickle=allow_pickle)
     try:
         config = from_dict(UnifiedModelConfig, upgraded_config(data))

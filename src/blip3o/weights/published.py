@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeGuard
 
 from torch import Tensor
 
@@ -71,11 +70,6 @@ _FAMILY = {
     "generator": "query_dit",
     "image_decoder": "sdxl",
 }
-
-
-def is_published(data: object) -> TypeGuard[Mapping[str, object]]:
-    """Returns whether the content of a config.json comes from transformers, for any model."""
-    return isinstance(data, Mapping) and bool({"model_type", "architectures"} & data.keys())
 
 
 def published_config(

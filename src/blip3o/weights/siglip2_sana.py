@@ -68,15 +68,6 @@ class Siglip2Sana(NamedTuple):
         }
 
 
-def is_siglip2_sana(folder: str | Path) -> bool:
-    """Returns whether a folder has this layout, according to its config.json."""
-    try:
-        data = read_json(Path(folder) / "config.json")
-    except UsageError:
-        return False
-    return isinstance(data, dict) and data.get("diffusion_model") == "sana"
-
-
 def load_siglip2_sana(folder: Path, dtype: torch.dtype = torch.float32) -> Siglip2Sana:
     """Returns both parts of a folder, on the CPU.
 

@@ -135,10 +135,14 @@ def sketch(config: Buildable[ModuleT_co], where: Path, num_weights: float = math
         raise UsageError(f"{where} does not describe a model: {said[0]}") from error
 
 
-class _Unfilled(TorchFunctionMode):
-    """Skips the filling of tensors with normal numbers, for weights that are replaced anyway.
+_RANDOM_FILLS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
 
-    On the meta device torch would import its compiler for it, which takes longer than all the rest.
+
+class _Unfilled(TorchFunctionMode):
+    """Skips the filling of tensors with random numbers, for weights that are replaced anyway.
+
+    On the meta device torch would import its compiler for normal numbers, which takes longer than
+    all the rest.
     """
 
     def __torch_function__(
@@ -150,7 +154,7 @@ class _Unfilled(TorchFunctionMode):
     ) -> object:
         del types
         named = kwargs or {}
-        if func is nn.init.normal_:
+        if func in _RANDOM_FILLS:
             return named["tensor"] if "tensor" in named else args[0]
         return func(*args, **named)
 

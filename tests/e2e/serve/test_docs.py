@@ -20,7 +20,7 @@ def example(language: str, number: int = 0) -> str:
     return found[number]
 
 
-def run(command: list[str], code: str, server: Any, folder: Path) -> str:
+def run(command: list[str], code: str, server: Any, folder: Path, image: str = "car.png") -> str:
     code = code.replace("http://127.0.0.1:8000", server.url)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -33,7 +33,7 @@ def run(command: list[str], code: str, server: Any, folder: Path) -> str:
         env={**os.environ, "NO_PROXY": "127.0.0.1", "PATH": path},
     )
     assert done.returncode == 0, done.stderr
-    assert Image.open(folder / "car.png").size == (96, 96)
+    assert Image.open(folder / image).size == (96, 96)
     return done.stdout
 
 
@@ -48,6 +48,14 @@ def test_shell(server: Any, tmp_path: Path) -> None:
     assert [len(answer.get("data", ())) for answer in answers] == [1, 1, 0, 0]
     assert answers[2]["choices"][0]["message"]["content"]
     assert answers[3]["ready"]
+
+
+def test_commands(server: Any, tmp_path: Path) -> None:
+    out = run(["bash", "-ec"], example("bash", 1), server, tmp_path, "outputs/0001-1.png")
+    *files, edited, answer = out.splitlines()
+    assert files[-1] == "outputs/grid.png"
+    assert edited == "edited.png"
+    assert "car" in answer
 
 
 def test_python(server: Any, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import image_generator
 from blip3o.generate.checks import read_prompts
+from blip3o.generate.local import write_images
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import save_image, write_images, written_images
+from blip3o.generate.write import save_image, written_images
 
 
 def pixels(file: Path) -> np.ndarray:

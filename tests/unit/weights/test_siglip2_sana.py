@@ -23,7 +23,8 @@ from blip3o.recipes import decoders as recipes
 from blip3o.runs.initial import build_model
 from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
 from blip3o.weights.folder import load_model
-from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
+from blip3o.weights.layouts import is_siglip2_sana
+from blip3o.weights.siglip2_sana import load_siglip2_sana
 
 FRONTS = {  # independent of the code under test: (ours, released, training run)
     "tower.": ("encoder.model.vision_model.", "encoder.vision_model."),

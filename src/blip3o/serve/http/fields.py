@@ -32,6 +32,8 @@ Seed = Annotated[
     BeforeValidator(_or_random, json_schema_input_type=int | None),
 ]
 """A seed; -1 or a missing field means a random one, as on the command line."""
+Place = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number in a list, from 0."""
 Count = Annotated[int, Field(ge=1, le=1000)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]

@@ -81,6 +81,9 @@ async def _answer(
         return GONE
     data = [made[index] for index in range(job.count)]
     answer = {"created": int(time.time()), "data": data, "seed": job.seed}
+    if job.kind != "reconstruct":
+        answer["num_inference_steps"] = job.num_inference_steps
+        answer["guidance_scale"] = job.guidance_scale
     facts = {"background": "opaque", "output_format": "png", "usage": _usage(service, job)}
     return JSONResponse({**answer, **facts})
 

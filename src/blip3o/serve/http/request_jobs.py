@@ -1,5 +1,6 @@
 """Jobs for requests: checks and defaults shared by all endpoints and the page."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from PIL import Image
@@ -42,7 +43,10 @@ def image_job(
     check_size(service, body.size, "size")
     check_number(service, body.n)
     if not isinstance(body, VariationForm):
-        return prompted_job(service, body, body.prompt, images, "prompt", body.n)
+        job = prompted_job(service, body, body.prompt, images, "prompt", body.n)
+        return dataclasses.replace(
+            job, prompt_number=body.prompt_number, image_number=body.image_number
+        )
     if len(images) > 1:
         raise invalid("a variation takes only one image", "image", "too_many_images")
     seed = new_seed() if body.seed is None else body.seed

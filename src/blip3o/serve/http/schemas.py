@@ -16,6 +16,7 @@ from blip3o.serve.http.fields import (
     Never,
     Only,
     PartialImages,
+    Place,
     Prompt,
     Seed,
     Steps,
@@ -66,9 +67,15 @@ class ImageOptions(_FileOptions):
 
 
 class SampledOptions(ImageOptions, _SampledFileOptions):
-    """Additional fields of requests for sampled images."""
+    """Additional fields of requests for sampled images.
+
+    `prompt_number` and `image_number` are those of the first image in a longer list; like the seed
+    they determine the noise.
+    """
 
     prompt: Prompt
+    prompt_number: Place = 0
+    image_number: Place = 0
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     stream: bool = False
