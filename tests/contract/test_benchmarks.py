@@ -436,33 +436,31 @@ NAMES = BENCHMARKS.names()
 each_name = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.fixture
-def case(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+def each_case(names: Sequence[str] = NAMES) -> pytest.MarkDecorator:
+    """Runs a test for each name with a case that the tests of the name share."""
+    return pytest.mark.parametrize("name", names, scope="module")
+
+
+@pytest.fixture(scope="module")
+def case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     assert name in BUILDERS, f"write a builder of a small {name} in this file"
-    (tmp_path / "files").mkdir()
-    made = BUILDERS[name](tmp_path / "files", monkeypatch)
-    assert type(made.benchmark) is BENCHMARKS.get(name)
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        made = BUILDERS[name](tmp_path_factory.mktemp(name), patch)
+        assert type(made.benchmark) is BENCHMARKS.get(name)
+        yield made
 
 
-Judging = Callable[..., list[Verdict]]
-
-
-@pytest.fixture
-def judging(case: Case, monkeypatch: pytest.MonkeyPatch) -> Judging:
-    """Returns a function that scores samples with the real scorer and a scripted judge."""
-
-    def judged(samples: Sequence[Sample], answer: Answering | None = None) -> list[Verdict]:
+def judged(case: Case, samples: Sequence[Sample], answer: Answering | None = None) -> list[Verdict]:
+    """Scores samples with the real scorer and a scripted judge."""
+    with pytest.MonkeyPatch.context() as patch:
         if answer is not None:
-            monkeypatch.setattr(OpenAIJudge, "build", lambda self: ScriptedJudge(answer))
+            patch.setattr(OpenAIJudge, "build", lambda self: ScriptedJudge(answer))
         scorer = case.benchmark.scorer()
         found: list[Verdict] = []
         for start in range(0, len(samples), scorer.batch_size):
             found += scorer.verdicts(samples[start : start + scorer.batch_size])
-        assert {one.judge for one in found} == {scorer.judge}
-        return found
-
-    return judged
+    assert {one.judge for one in found} == {scorer.judge}
+    return found
 
 
 def samples_of(case: Case, *, perfect: bool = False) -> list[Sample]:
@@ -496,19 +494,19 @@ def rows_of(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> list[Row]
     return [Row(one.item, one.number, read.get((one.item.id, one.number))) for one in samples]
 
 
-@pytest.fixture
-def perfect_rows(case: Case, judging: Judging) -> list[Row]:
+@pytest.fixture(scope="module")
+def perfect_rows(case: Case) -> Sequence[Row]:
     samples = samples_of(case, perfect=True)
-    verdicts = [case.finish(one) for one in judging(samples, case.right)]
+    verdicts = [case.finish(one) for one in judged(case, samples, case.right)]
     assert {one.outcome for one in verdicts} == {"judged"}
     assert len(verdicts) == len(samples)
     return rows_of(samples, verdicts)
 
 
-@pytest.fixture
-def usual_rows(case: Case, judging: Judging) -> list[Row]:
+@pytest.fixture(scope="module")
+def usual_rows(case: Case) -> Sequence[Row]:
     samples = samples_of(case)
-    return rows_of(samples, judging(samples, case.varied))
+    return rows_of(samples, judged(case, samples, case.varied))
 
 
 def check_finite(scores: Scores) -> None:
@@ -580,7 +578,7 @@ def test_without_its_files_it_says_so_in_one_line(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@each_name
+@each_case()
 def test_items_make_a_plan_that_files_keep(case: Case, tmp_path: Path) -> None:
     items = case.benchmark.items()
     plan = Plan(tuple(items))
@@ -602,9 +600,9 @@ def test_items_make_a_plan_that_files_keep(case: Case, tmp_path: Path) -> None:
         assert bool(sources) == (one.task != "text_to_image")
 
 
-@each_name
+@each_case()
 def test_perfect_samples_have_a_headline_and_plain_figures(
-    case: Case, perfect_rows: list[Row]
+    case: Case, perfect_rows: Sequence[Row]
 ) -> None:
     scores = case.benchmark.reduce(perfect_rows)
     check_finite(scores)
@@ -613,12 +611,12 @@ def test_perfect_samples_have_a_headline_and_plain_figures(
     assert is_better(case, scores.overall, worst.overall) or worst.overall is None
 
 
-@each_name
+@each_case()
 def test_rows_without_a_judgement_are_never_better(
-    case: Case, perfect_rows: list[Row], usual_rows: list[Row]
+    case: Case, perfect_rows: Sequence[Row], usual_rows: Sequence[Row]
 ) -> None:
     best = case.benchmark.reduce(perfect_rows)
-    every = [[Row(row.item, row.number, None) for row in perfect_rows]]
+    every: list[Sequence[Row]] = [[Row(row.item, row.number, None) for row in perfect_rows]]
     for outcome in get_args(Outcome):
         if outcome != "judged":
             every.append([_with(row, outcome) for row in perfect_rows])
@@ -654,9 +652,9 @@ FAULTS: Mapping[str, Answer] = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(BENCHMARKS.get(n)(), "judge")])
+@each_case([n for n in NAMES if hasattr(BENCHMARKS.get(n)(), "judge")])
 def test_faults_of_the_judge_are_counted_and_never_better(
-    case: Case, judging: Judging, perfect_rows: list[Row]
+    case: Case, perfect_rows: Sequence[Row]
 ) -> None:
     assert case.right is not None
     right = case.right
@@ -670,9 +668,9 @@ def test_faults_of_the_judge_are_counted_and_never_better(
 
         if needs_probabilities and outcome in ("cut", "unreadable"):
             with pytest.raises(UsageError, match="probabilities"):
-                judging(samples, answer)
+                judged(case, samples, answer)
             continue
-        verdicts = judging(samples, answer)
+        verdicts = judged(case, samples, answer)
         outcomes = {one.outcome for one in verdicts}
         assert outcome in outcomes <= {outcome, "judged"}
         assert all(one.score is None for one in verdicts if one.outcome != "judged")
@@ -681,8 +679,8 @@ def test_faults_of_the_judge_are_counted_and_never_better(
         assert not is_better(case, scores.overall, best.overall)
 
 
-@each_name
-def test_the_order_of_rows_does_not_matter(case: Case, usual_rows: list[Row]) -> None:
+@each_case()
+def test_the_order_of_rows_does_not_matter(case: Case, usual_rows: Sequence[Row]) -> None:
     mixed = [row if n % 5 else _with(row, "broken") for n, row in enumerate(usual_rows)]
     for rows in (usual_rows, mixed):
         expected = dataclasses.asdict(case.benchmark.reduce(rows))
@@ -691,8 +689,8 @@ def test_the_order_of_rows_does_not_matter(case: Case, usual_rows: list[Row]) ->
             assert dataclasses.asdict(case.benchmark.reduce(shuffled)) == expected
 
 
-@each_name
-def test_figures_have_intervals_by_resampled_items(case: Case, usual_rows: list[Row]) -> None:
+@each_case()
+def test_figures_have_intervals_by_resampled_items(case: Case, usual_rows: Sequence[Row]) -> None:
     scores = case.benchmark.reduce(usual_rows)
     found = bootstrap_intervals(case.benchmark.reduce, usual_rows, scores, num_resamples=5)
     assert found.by_category.keys() == scores.by_category.keys()
@@ -704,9 +702,7 @@ def test_figures_have_intervals_by_resampled_items(case: Case, usual_rows: list[
             assert bounds[0] <= bounds[1] < math.inf
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if BENCHMARKS.get(n).layout is not Benchmark.layout]
-)
+@each_case([n for n in NAMES if BENCHMARKS.get(n).layout is not Benchmark.layout])
 def test_the_official_layout_gives_back_every_image(case: Case, tmp_path: Path) -> None:
     layout = case.benchmark.layout()
     assert layout is not None
@@ -729,7 +725,7 @@ def test_the_official_layout_gives_back_every_image(case: Case, tmp_path: Path) 
         assert read.sample.image.tobytes() == sample.image.tobytes()
 
 
-@each_name
+@each_case()
 def test_remarks_are_short_sentences_without_line_breaks(case: Case) -> None:
     remarks = case.benchmark.remarks()
     assert case.benchmark.remarks() == remarks

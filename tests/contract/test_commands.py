@@ -121,7 +121,9 @@ def test_a_server_refuses_what_the_method_lacks(model: UnifiedModel, tokenizer: 
     from blip3o.serve.http.app import build_app
     from blip3o.serve.http.service import Service
 
-    service = Service([Blip3oPipeline(model, tokenizer)], "m", ServeConfig(max_wait_ms=0))
+    service = Service(
+        [Blip3oPipeline(model, tokenizer)], "m", ServeConfig(max_wait_ms=0, max_batch=2)
+    )
     service.start()
     try:
         client = TestClient(build_app(service))

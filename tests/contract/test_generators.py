@@ -223,21 +223,26 @@ def test_guidance_is_refused_in_one_line_where_it_has_no_meaning(pipe: Blip3oPip
         dataclasses.replace(pipe.model.config, sampling=SamplingConfig(guidance_scale=3.0))
 
 
+def have_fallen(losses: Sequence[float]) -> bool:
+    """Returns whether the last ten losses are well below the first ten."""
+    # The first step alone may remove most of the loss; losses of the regression vary by far.
+    return sum(losses[-10:]) < 0.7 * max(sum(losses[:10]), 10 * losses[0])
+
+
 def test_flow_matching_trains_it(model: UnifiedModel) -> None:
     for part in (model.backbone, model.image_encoder, model.image_decoder):
         part.requires_grad_(False)
     objective = FlowMatchingConfig(sigmas=UniformSigmas(), draws=4).build(model.config)
     assert isinstance(objective, FlowMatching)
     optimizer = torch.optim.AdamW(model.generator.parameters(), lr=2e-2)
-    losses = []
-    for seed in range(60):
+    losses: list[float] = []
+    while len(losses) < 20 or (len(losses) < 60 and not have_fallen(losses)):
         optimizer.zero_grad()
-        loss = objective(model, BATCH, seed).loss_sum
+        loss = objective(model, BATCH, len(losses)).loss_sum
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    # The first step alone may remove most of the loss; losses of the regression vary by far.
-    assert sum(losses[-10:]) < 0.7 * max(sum(losses[:10]), 10 * losses[0])
+    assert have_fallen(losses)
 
 
 def gradients(model: UnifiedModel) -> dict[str, Tensor]:

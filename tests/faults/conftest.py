@@ -148,21 +148,35 @@ def reward_config(config: RunConfig) -> RunConfig:
     )
 
 
-@pytest.fixture(params=[*GENERATORS.names(), "layers", "muon"])
-def method_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
+METHODS = (*GENERATORS.names(), "layers", "muon")
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def killed_size(method: str) -> int:
+    """Returns how many processes the run of a method has that is killed: one and two in turn."""
+    return 1 + METHODS.index(method) % 2
+
+
+@pytest.fixture
+def method_config(config: RunConfig, method: str) -> RunConfig:
     """Returns the config of a joint run that trains a fresh generator, of each method.
 
     "layers" is the query DiT that reads every layer of the backbone instead of queries, "muon" a
     generator whose matrices are updated by Muon.
     """
-    if request.param == "layers":
+    if method == "layers":
         tiny = QueryDiTConfig.tiny()
         generator = dataclasses.replace(tiny, reads="layers", num_query_tokens=0)
-    elif request.param == "muon":
+    elif method == "muon":
         generator = QueryDiTConfig.tiny()
         config = evolve(config, {"train.optimizer.matrices": "muon"})
     else:
-        generator = GENERATORS.get(request.param).tiny()
+        generator = GENERATORS.get(method).tiny()
     parts = ("backbone", "image_encoder", "normalizer", "image_decoder")
     flow, text = config.objectives
     guidance = config.model.sampling.guidance_scale if generator.is_guided else 1.0

@@ -224,23 +224,27 @@ def test_a_run_resumed_after_kill_9_of_one_process_equals_an_undisturbed_run(
     assert_same(tmp_path, pair)
 
 
-def test_every_method_has_the_same_losses_and_survives_kill_9_on_one_and_two_processes(
-    method_config: RunConfig, tmp_path: Path
+def resume_after_kill_9(config: RunConfig, run_dir: Path, size: int) -> None:
+    """Kills one process of a run after a checkpoint, and finishes the run."""
+    processes = launch(config, run_dir, size, slow)
+    wait_for_step(run_dir, 3)
+    assert processes[-1].pid is not None
+    os.kill(processes[-1].pid, signal.SIGKILL)
+    assert finish(processes)[-1] == -signal.SIGKILL
+    assert newest_step(run_dir) < STEPS
+    assert finish(launch(config, run_dir, size)) == [0] * size
+
+
+def test_every_method_has_the_same_losses_on_one_and_two_processes_and_survives_kill_9(
+    method_config: RunConfig, killed_size: int, tmp_path: Path
 ) -> None:
+    """Each method is killed at one number of processes, and each number has several methods."""
     folders = {size: tmp_path / f"{size}" for size in (1, 2)}
     for size, folder in folders.items():
         assert finish(launch(method_config, folder, size)) == [0] * size
     assert_close(folders[2], folders[1])
-    for size, folder in folders.items():
-        killed = tmp_path / f"killed-{size}"
-        processes = launch(method_config, killed, size, slow)
-        wait_for_step(killed, 3)
-        assert processes[-1].pid is not None
-        os.kill(processes[-1].pid, signal.SIGKILL)
-        assert finish(processes)[-1] == -signal.SIGKILL
-        assert newest_step(killed) < STEPS
-        assert finish(launch(method_config, killed, size)) == [0] * size
-        assert_same(killed, folder)
+    resume_after_kill_9(method_config, tmp_path / "killed", killed_size)
+    assert_same(tmp_path / "killed", folders[killed_size])
 
 
 def test_reward_tuning_is_exact_after_kill_9_and_equal_on_one_and_two_processes(
@@ -257,12 +261,7 @@ def test_reward_tuning_is_exact_after_kill_9_and_equal_on_one_and_two_processes(
         assert row[f"{name}/kl"] > 0, "the start weights are not those of the model"
         assert 0 <= row[f"{name}/no_signal"] < 1
     for size, folder in ((1, one), (2, two)):
-        processes = launch(reward_config, killed / str(size), size, slow)
-        wait_for_step(killed / str(size), 3)
-        assert processes[-1].pid is not None
-        os.kill(processes[-1].pid, signal.SIGKILL)
-        assert finish(processes)[-1] == -signal.SIGKILL
-        assert finish(launch(reward_config, killed / str(size), size)) == [0] * size
+        resume_after_kill_9(reward_config, killed / str(size), size)
         assert_same(killed / str(size), folder)
 
 

@@ -31,11 +31,23 @@ PREEMPTED, USAGE = 75, 2
 
 
 @pytest.fixture(scope="module")
-def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of an undisturbed run."""
+def whole_run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run; copy it before changing it."""
     run_dir = tmp_path_factory.mktemp("whole")
     train(config, run_dir)
-    return read(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run: Path) -> dict[str, Any]:
+    """The results of the undisturbed run."""
+    return read(whole_run)
+
+
+@pytest.fixture
+def finished(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed run."""
+    return shutil.copytree(whole_run, tmp_path / "finished")
 
 
 def read(run_dir: Path) -> dict[str, Any]:
@@ -166,8 +178,9 @@ def test_kill_9_in_the_middle_of_a_save_resumes_from_the_one_before(
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 2)]
+)
 def test_a_signal_to_the_whole_group_saves_and_resumes(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path, number: int, workers: int
 ) -> None:
@@ -222,12 +235,11 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
 
 
 def test_a_finished_run_that_is_started_again_keeps_its_weights(
-    config: RunConfig, whole: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+    config: RunConfig, whole: dict[str, Any], finished: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    train(config, tmp_path)
-    train(config, tmp_path)
+    train(config, finished)
     assert "is finished" in capsys.readouterr().err
-    assert read(tmp_path) == whole
+    assert read(finished) == whole
 
 
 def test_a_second_run_in_a_folder_is_refused(
@@ -260,35 +272,33 @@ def test_kill_9_with_loader_processes_left_frees_the_folder(
 def test_a_flipped_bit_in_the_newest_checkpoint_is_neither_trained_on_nor_exported(
     config: RunConfig,
     whole: dict[str, Any],
-    tmp_path: Path,
+    finished: Path,
     capsys: pytest.CaptureFixture,
     end: str,
 ) -> None:
-    train(config, tmp_path)
-    (file,) = (tmp_path / "checkpoints" / f"step-{STEPS:08d}").glob(f"*{end}*")
+    (file,) = (finished / "checkpoints" / f"step-{STEPS:08d}").glob(f"*{end}*")
     content = bytearray(file.read_bytes())
     content[-5 if end != "state.json" else content.index(b'"samples_seen": 60') + 16] ^= 1
     file.write_bytes(content)
-    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(finished / "model")
     capsys.readouterr()
-    train(config, tmp_path)
+    train(config, finished)
     err = capsys.readouterr().err
     assert f"step-{STEPS:08d} is not whole" in err
-    assert f"resuming {tmp_path} at step 9" in err
-    assert read(tmp_path) == whole
+    assert f"resuming {finished} at step 9" in err
+    assert read(finished) == whole
 
 
 def test_a_flipped_bit_in_every_checkpoint_of_a_finished_run_exports_nothing(
-    config: RunConfig, tmp_path: Path
+    config: RunConfig, finished: Path
 ) -> None:
-    train(config, tmp_path)
-    for file in tmp_path.glob("checkpoints/*/*model-00001*"):
+    for file in finished.glob("checkpoints/*/*model-00001*"):
         content = bytearray(file.read_bytes())
         content[-5] ^= 1
         file.write_bytes(content)
-    model = {file: file.read_bytes() for file in (tmp_path / "model").rglob("*.safetensors")}
+    model = {file: file.read_bytes() for file in (finished / "model").rglob("*.safetensors")}
     with pytest.raises(UsageError, match="can be read"):
-        train(config, tmp_path)
+        train(config, finished)
     assert all(file.read_bytes() == content for file, content in model.items())
 
 

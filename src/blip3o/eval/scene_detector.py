@@ -7,6 +7,8 @@ with no sprite is `UNKNOWN`: naming the nearest thing in every case would reward
 Axis letters: K sprites under comparison, H and W rows and columns of a window of the image.
 """
 
+from itertools import takewhile
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -57,11 +59,11 @@ def detect(image: Image.Image) -> tuple[SceneDetection, ...]:
 def _named(window: Window) -> list[SceneDetection]:
     """Returns the object of a window, or several objects that blur has joined."""
     whole = _compared(window)
-    if whole.thing == UNKNOWN:
-        pieces = [_compared(part) for part in parts(window)]
-        if len(pieces) > 1 and all(piece.thing != UNKNOWN for piece in pieces):
-            return pieces
-    return [whole]
+    if whole.thing != UNKNOWN:
+        return [whole]
+    cut = parts(window)
+    pieces = list(takewhile(lambda piece: piece.thing != UNKNOWN, map(_compared, cut)))
+    return pieces if 1 < len(pieces) == len(cut) else [whole]
 
 
 def _compared(window: Window) -> SceneDetection:

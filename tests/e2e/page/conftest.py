@@ -22,7 +22,7 @@ PATIENCE_MS = 120_000
 @pytest.fixture(scope="session")
 def server(launch: Callable[..., Any]) -> Iterator[Any]:
     pytest.importorskip("gradio", reason="needs the page: pip install 'blip3o[page]'")
-    running = launch("--max-image-bytes", "1000000")
+    running = launch("--max-image-bytes", "1000000", "--max-batch", "4")
     yield running
     assert running.stop(40) == 0
 

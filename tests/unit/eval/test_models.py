@@ -168,7 +168,7 @@ def serve(tiny_pipe: Blip3oPipeline) -> Iterator[str]:
     from blip3o.serve.http.app import build_app
     from blip3o.serve.http.service import Service
 
-    service = Service([tiny_pipe], "tiny", ServeConfig(max_wait_ms=0))
+    service = Service([tiny_pipe], "tiny", ServeConfig(max_wait_ms=0, max_batch=2))
     service.start()
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning"))

@@ -33,7 +33,7 @@ from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.plan import Generator
 from blip3o.models.generators.query_dit import QueryDiTConfig
-from blip3o.models.unified import UnifiedModelConfig
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.policy import PolicyConfig
 from blip3o.recipes import RECIPES, pocket, qwen2_5_vl
 from blip3o.runs import assemble
@@ -61,12 +61,24 @@ def recipe(name: str) -> RunConfig:
     return config
 
 
+_SKETCHES: dict[str, UnifiedModel] = {}
+
+
+def sketch(config: UnifiedModelConfig) -> UnifiedModel:
+    """Returns the model without memory; recipes with equal models share it."""
+    key = repr(config)
+    if key not in _SKETCHES:
+        with torch.device("meta"):
+            _SKETCHES[key] = config.build()
+    return _SKETCHES[key]
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_a_recipe_builds_at_full_size(name: str) -> None:
     pytest.importorskip("diffusers")
     config = recipe(name)
+    model = sketch(config.model)
     with torch.device("meta"):
-        model = config.model.build()
         objectives = torch.nn.ModuleList(o.build(config.model) for o in config.objectives)
     chosen = select_trainable(model, objectives, config.train.trainable)
     build_optimizer(chosen, config.train.optimizer)
@@ -182,8 +194,7 @@ def test_optimizers_of_the_methods_are_those_of_their_papers(size: str, width: i
 @pytest.mark.parametrize("name", ["decoder.sana", "decoder.sdxl"])
 def test_a_decoder_recipe_trains_its_network_only(name: str) -> None:
     config = recipe(name)
-    with torch.device("meta"):
-        model = config.model.build()
+    model = sketch(config.model)
     chosen = select_trainable(model, torch.nn.ModuleList(), config.train.trainable)
     own = {n for n, _ in model.named_parameters() if n.startswith("image_decoder.")}
     assert chosen.keys() == {n for n in own if not n.startswith("image_decoder.vae.")}
@@ -226,8 +237,7 @@ def test_a_published_vae_gives_the_dit_as_many_tokens_as_image_features(
         config = qwen2_5_vl.vae_model(
             config.backbone, autoencoder, image_px=image_px, patch_size=patch_size
         )
-    with torch.device("meta"):
-        model, base = config.build(), features.build()
+    model, base = sketch(config), sketch(features)
     dit, other = (cast("NextDiT", one.get_submodule("generator.dit")) for one in (model, base))
     assert config.image_encoder.num_tokens // patch_size**2 == 64
     assert features.image_encoder.num_tokens == 64

@@ -132,13 +132,22 @@ def released_model(tiny_tokenizer: Tokenizer) -> UnifiedModel:
     return model
 
 
-@pytest.fixture
-def released_folder(
-    released_model: UnifiedModel, tiny_tokenizer: Tokenizer, tmp_path: Path
+@pytest.fixture(scope="session")
+def stored_release(
+    released_model: UnifiedModel,
+    tiny_tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The tiny model as a published folder with tower and decoder; tests may change it."""
-    save_released(released_model, tiny_tokenizer, tmp_path / "released")
-    return tmp_path / "released"
+    """The tiny model as a published folder with tower and decoder; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("release") / "released"
+    save_released(released_model, tiny_tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def released_folder(stored_release: Path, tmp_path: Path) -> Path:
+    """A copy of the published folder; tests may change it."""
+    return shutil.copytree(stored_release, tmp_path / "released")
 
 
 @pytest.fixture

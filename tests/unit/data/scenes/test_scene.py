@@ -17,7 +17,10 @@ from blip3o.data.scenes.scene import sample_groups, sample_scene
 from blip3o.data.scenes.things import COLORS, RAMPS, THINGS, background_image
 from blip3o.data.scenes.types import GAP, Placed, Scene, fits, place, relations, size_word
 
-TRAIN = [sample_scene(0, index) for index in range(3000)]
+
+@pytest.fixture(scope="module")
+def train() -> list[Scene]:
+    return [sample_scene(0, index) for index in range(3000)]
 
 
 def make(*objects: tuple[str, str, float, float, float], background: str = "white") -> Scene:
@@ -28,11 +31,11 @@ def make(*objects: tuple[str, str, float, float, float], background: str = "whit
     return Scene(background=background, objects=placed)
 
 
-def test_a_scene_depends_on_seed_index_and_split_only() -> None:
-    assert sample_scene(0, 7) == TRAIN[7]
-    assert sample_scene(1, 7) != TRAIN[7]
-    assert sample_scene(0, 7, "val") != TRAIN[7]
-    assert len(set(TRAIN)) > 2990
+def test_a_scene_depends_on_seed_index_and_split_only(train: list[Scene]) -> None:
+    assert sample_scene(0, 7) == train[7]
+    assert sample_scene(1, 7) != train[7]
+    assert sample_scene(0, 7, "val") != train[7]
+    assert len(set(train)) > 2990
 
 
 def test_a_known_scene_does_not_change() -> None:
@@ -41,28 +44,28 @@ def test_a_known_scene_does_not_change() -> None:
     assert (one.thing, one.color) == ("diamond", "pink")
 
 
-def test_objects_are_inside_and_keep_their_distance() -> None:
-    assert all(fits(scene.objects) for scene in TRAIN)
+def test_objects_are_inside_and_keep_their_distance(train: list[Scene]) -> None:
+    assert all(fits(scene.objects) for scene in train)
     near = make(("cat", "red", 0.3, 0.5, 0.3), ("dog", "red", 0.6 + GAP - 0.001, 0.5, 0.3))
     assert not fits(near.objects)
     assert not fits(make(("cat", "red", 0.16, 0.5, 0.3)).objects)
 
 
-def test_one_to_four_objects_and_every_thing_color_and_place() -> None:
-    counts = Counter(len(scene.objects) for scene in TRAIN)
+def test_one_to_four_objects_and_every_thing_color_and_place(train: list[Scene]) -> None:
+    counts = Counter(len(scene.objects) for scene in train)
     assert set(counts) == {1, 2, 3, 4}
     assert min(counts.values()) > 400
-    objects = [one for scene in TRAIN for one in scene.objects]
+    objects = [one for scene in train for one in scene.objects]
     assert {one.thing for one in objects} == set(THINGS)
     assert {one.color for one in objects} == set(COLORS)
     assert len({place(one) for one in objects}) == 9
     assert {size_word(one) for one in objects} == {"small", "medium", "large"}
-    copies = [s for s in TRAIN if len(s.objects) > 1 and len({o.thing for o in s.objects}) == 1]
+    copies = [s for s in train if len(s.objects) > 1 and len({o.thing for o in s.objects}) == 1]
     assert len(copies) > 300
 
 
-def test_relations_are_clear_or_absent() -> None:
-    for scene in TRAIN[:500]:
+def test_relations_are_clear_or_absent(train: list[Scene]) -> None:
+    for scene in train[:500]:
         for k, one in enumerate(scene.objects):
             for other in scene.objects[:k]:
                 for apart in (abs(one.x - other.x), abs(one.y - other.y)):
@@ -72,8 +75,8 @@ def test_relations_are_clear_or_absent() -> None:
     assert relations(right, left) == ["right of", "below"]
 
 
-def test_training_never_shows_a_heldout_composition() -> None:
-    for scene in [*TRAIN, *(sample_scene(3, index, "val") for index in range(500))]:
+def test_training_never_shows_a_heldout_composition(train: list[Scene]) -> None:
+    for scene in [*train, *(sample_scene(3, index, "val") for index in range(500))]:
         assert not is_heldout(scene)
         # Repeats the rule without the code under test.
         things = Counter(one.thing for one in scene.objects)
@@ -137,7 +140,7 @@ def test_an_image_shows_the_objects_and_nothing_else() -> None:
     assert not changed.any()
 
 
-def test_equal_scenes_give_equal_bytes_at_any_size() -> None:
-    scene = TRAIN[5]
+def test_equal_scenes_give_equal_bytes_at_any_size(train: list[Scene]) -> None:
+    scene = train[5]
     assert render(scene, 96).tobytes() == render(scene, 96).tobytes()
     assert render(scene, 128).size == (128, 128)
