@@ -4,7 +4,6 @@ The environment is set before any heavy import.
 """
 
 import atexit
-import gc
 import os
 import shutil
 import socket
@@ -30,12 +29,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-def pytest_collection_finish() -> None:
-    """Lets no later garbage collection, not even one of a forked process, visit all imports."""
-    gc.freeze()
-
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
