@@ -28,9 +28,9 @@ from blip3o.study.leaks import (
     side_of,
     tool_scores,
 )
-from blip3o.study.results import Result, read, run_folder
+from blip3o.study.results import Items, Result, read, run_folder
 from blip3o.study.start import run_study
-from blip3o.study.tuning_sets import Leak, TuningSets, write_prompts, write_tuning_set
+from blip3o.study.tuning_sets import Leak, LeakKind, TuningSets, write_prompts, write_tuning_set
 from blip3o.train.config import RunConfig
 
 BENCHMARK = ScenesBenchmark(wording_prompts_per_category=12, images_per_prompt=1, batch_size=8)
@@ -92,7 +92,7 @@ def test_the_noise_of_a_prompt_does_not_depend_on_the_halves() -> None:
 
 @pytest.mark.parametrize("kind", ["shape", "exact"])
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 1.0])
-def test_the_rate_of_a_leak_is_exact(sets: TuningSets, kind: str, rate: float) -> None:
+def test_the_rate_of_a_leak_is_exact(sets: TuningSets, kind: LeakKind, rate: float) -> None:
     examples = sets.examples(Leak(kind=kind, rate=rate))
     assert len(examples) == RECORDS
     assert sum(one.is_leaked for one in examples) == rate * RECORDS
@@ -109,7 +109,7 @@ def test_a_larger_leak_holds_a_smaller_one_and_keeps_the_other_records(sets: Tun
 
 
 @pytest.mark.parametrize("kind", ["shape", "exact"])
-def test_no_twin_enters_training(sets: TuningSets, kind: str) -> None:
+def test_no_twin_enters_training(sets: TuningSets, kind: LeakKind) -> None:
     """Neither its sentence nor one of its compositions, in a caption or in an image."""
     leaked = leaked_compositions(0)
     sentences = {
@@ -164,7 +164,7 @@ def test_the_tool_finds_exact_prompts_and_no_clean_record(sets: TuningSets, tmp_
 
 
 def test_scores_are_means_of_categories() -> None:
-    items = {
+    items: Items = {
         "leaked/a": (1.0, 1.0, 1.0, 1.0),
         "leaked/b": (0.0, 1.0),
         "twin/a": (0.5,),

@@ -80,7 +80,7 @@ async def _answer(
     if len(made) < job.count:
         return GONE
     data = [made[index] for index in range(job.count)]
-    answer = {"created": int(time.time()), "data": data, "seed": job.seed}
+    answer: JsonObject = {"created": int(time.time()), "data": data, "seed": job.seed}
     if job.kind != "reconstruct":
         answer["num_inference_steps"] = job.num_inference_steps
         answer["guidance_scale"] = job.guidance_scale
