@@ -36,6 +36,8 @@ class SceneMetadata(Strict):
     include: Annotated[list[WantedMetadata], Field(min_length=1, max_length=20)]
     relation: tuple[int, Literal["left of", "right of", "above", "below"], int] | None = None
     prompt: str = ""
+    background: str | None = None
+    """No rule checks it."""
 
     @field_validator("category")
     @classmethod

@@ -211,7 +211,7 @@ def test_info_and_metrics(server: Server) -> None:
     assert info["benchmark"] == "scenes"
     assert info["settings"]["world"]["max_objects"] == 4
     assert info["limits"]["max_images"] == 256
-    assert set(info["metadata"]["properties"]) == {"category", "include", "prompt", "relation"}
+    assert set(info["metadata"]["properties"]) == set(ITEM)
     text_ = server.http.get("/metrics").text
     assert 'blip3o_rewards_requests_total{status="200"} 1.0' in text_
     assert 'blip3o_rewards_requests_total{status="422"} 1.0' in text_
