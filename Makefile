@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Generate images, describe one, edit one, and write a contact sheet
 	$(BIN)/python examples/demo.py
 
-test: setup ## Run the default tests (10 minutes on two cores)
+test: setup ## Run the default tests (10 to 20 minutes on two cores)
 	$(PYTEST)
 
 test-quick: setup ## Run the unit tests without serving and recipes (4 minutes on two cores)
