@@ -9,6 +9,7 @@ from blip3o.cli_options import (
     add_out,
     add_overrides,
     add_pipeline,
+    add_server,
     add_shard,
     check_model,
     placement,
@@ -45,11 +46,13 @@ def add_eval_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         check_no_file,
     )
     add_shard(command, "do every N-th group of samples from group I on")
-    command.add_argument(
-        "--url", help="score the model of an OpenAI-compatible server at this address; see --model"
-    )
     _add_settings(command)
     add_pipeline(command)
+    add_server(
+        command,
+        "url",
+        "score the model of an OpenAI-compatible server at this address; see --model",
+    )
 
     command = add(commands, "eval score", _score, "score images that any program has drawn")
     command.add_argument("benchmark", help="name of a benchmark")
@@ -107,8 +110,7 @@ def _eval(options: argparse.Namespace) -> int:
         print(describe_benchmark(options.benchmark))
         return 0
     shard = _shard(options)
-    if options.url is None:
-        check_model(options)
+    check_model(options)
     from blip3o.eval.start import run_benchmark, run_remote
 
     if options.url is not None:

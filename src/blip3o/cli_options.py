@@ -84,16 +84,22 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_server(command: argparse.ArgumentParser) -> None:
-    """Adds `--server`; the options of a local model, which do not go with it, come before."""
+def add_server(
+    command: argparse.ArgumentParser,
+    name: str = "server",
+    text: str = "running `blip3o serve` that does the work, such as http://127.0.0.1:8000; --model "
+    "is the name of its model",
+) -> None:
+    """Adds the option of a server; the options of a local model, which exclude it, come before.
+
+    Args:
+        command: the command's parser.
+        name: name of the option, without dashes.
+        text: its help.
+    """
     own = (*Placement.__annotations__, "revision", "set")
-    command.set_defaults(local={name: command.get_default(name) for name in own})
-    command.add_argument(
-        "--server",
-        metavar="URL",
-        help="running `blip3o serve` that does the work, such as http://127.0.0.1:8000; --model is "
-        "the name of its model",
-    )
+    command.set_defaults(server_option=name, local={one: command.get_default(one) for one in own})
+    command.add_argument(f"--{name}", metavar="URL", help=text)
 
 
 class Placement(TypedDict):
@@ -117,10 +123,12 @@ def check_model(options: argparse.Namespace) -> None:
         UsageError: for an unknown model, precision, quantization or offloading mode, or an option
             of a local model with a server.
     """
-    if vars(options).get("server") is not None:
+    given = vars(options)
+    server = given.get("server_option")
+    if server is not None and given[server] is not None:
         for name, default in options.local.items():
-            if vars(options)[name] != default:
-                raise UsageError(f"--{name} is for a local model: leave it out with --server")
+            if given[name] != default:
+                raise UsageError(f"--{name} is for a local model: leave it out with --{server}")
         return
     check_name(options.model)
     check_precision(options.dtype)

@@ -148,6 +148,10 @@ def test_arguments_and_options_may_have_any_order() -> None:
         (["generate", "a cat", "--device", "gpu"], "unknown device 'gpu'; use auto, cpu"),
         (["generate", "a cat", "--device", "cpu", "--dtype", "int8"], "unknown precision 'int8'"),
         (["generate", "a cat", "--server", "x", "--dtype", "bf16"], "--dtype is for a local model"),
+        (
+            ["eval", "scenes", "--out", "x", "--url", "http://x", "--device", "cuda"],
+            "--device is for a local model: leave it out with --url",
+        ),
         (["generate", "a cat", "--server", "ftp://x"], "'ftp://x/v1' is not an address: write"),
         (["generate", "a cat", "--quantize", "int3"], "unknown quantization 'int3'; did you mean"),
         (
