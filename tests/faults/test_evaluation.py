@@ -35,7 +35,7 @@ from blip3o.eval.stages import evaluate
 from blip3o.eval.wise.benchmark import WiseBenchmark
 from blip3o.eval.wise.versions import LEGACY
 
-NUM_KILLS = 12
+NUM_KILLS = 20
 IN_FLIGHT = 4
 TIMEOUT_S = 1.0
 

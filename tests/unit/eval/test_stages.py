@@ -135,7 +135,7 @@ def test_kills_at_random_moments_do_not_change_a_byte(
     evaluate("scenes", SCENES, model, tmp_path / "timed")
     seconds = time.monotonic() - start
     out, draw, kills = tmp_path / "killed", random.Random(0), 0
-    while kills < 12:
+    while kills < 20:
         process = forked(lambda: evaluate("scenes", SCENES, model, out))
         process.join(draw.uniform(0.0, 0.7 * seconds))
         if process.is_alive():
