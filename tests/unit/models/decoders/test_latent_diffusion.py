@@ -256,6 +256,8 @@ def test_the_samplers_agree_after_many_steps(kind: str) -> None:
     decoders = [build(kind, sampler=sampler) for sampler in ("published", "fast")]
     features, noise = inputs(decoders[0])
     with torch.no_grad():
+        for parameter in (one for decoder in decoders for one in decoder.parameters()):
+            parameter.mul_(0.3)  # a smooth network, so that few steps are near the solution
         one, other = (decoder.sample_latents(features, noise, 200) for decoder in decoders)
     assert float((one - other).norm() / one.norm()) < 0.1
 
