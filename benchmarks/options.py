@@ -9,6 +9,7 @@ NAMES = (
     "sample",
     "train_step",
     "loader",
+    "text",
     "chat",
     "serve",
     "scaling",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import DiscreteUniformSigmas
+from blip3o.generate.decoding import RowDecoder
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.vision import VisionInputs
@@ -243,19 +244,19 @@ def test_understanding_answers(
     case: Any, published_model: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Conversation(case, published_model)
-    recorded, backbone = one.recorded, one.model.backbone
+    recorded = one.recorded
     asked = positions_asked(one.model)
     logits: list[Tensor] = []
-    plain = backbone.logits
+    plain = RowDecoder._without_placeholder
 
-    def watch(hidden: Tensor) -> Tensor:
-        logits.append(plain(hidden))
-        return logits[-1]
+    def watch(decoder: RowDecoder, given: Tensor) -> Tensor:
+        logits.append(given.clone())
+        return plain(decoder, given)
 
-    monkeypatch.setattr(backbone, "logits", watch)
+    monkeypatch.setattr(RowDecoder, "_without_placeholder", watch)
     expected = recorded["generated_ids_greedy"]
     answer = generate_tokens(
-        one.model,
+        RowDecoder(one.model),
         one.ids,
         one.mask,
         one.images,
