@@ -124,7 +124,11 @@ class RowDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns the logits [R, V] of the tokens after states [R, D]."""
-        return self._without_placeholder(self._model.backbone.logits(hidden))
+        head = self._model.backbone if self._step is None else self._step
+        logits = head.logits(hidden)
+        # A placeholder represents an image of the prompt; an answer cannot hold one.
+        logits[:, self._placeholder] = -torch.inf
+        return logits
 
     def _pass(
         self,
@@ -139,11 +143,11 @@ class RowDecoder:
         ids = torch.tensor(padded, device=self._model.device)
         batch = RowBatch(rows, size)
         if self._step is not None:
-            logits = batch.logits(self._step, backbone.decoder.embed_tokens(ids), trace)
-            return self._without_placeholder(logits[:num_rows])
-        ids = ids.unsqueeze(1)
-        states = backbone(backbone.embed(ids), torch.ones_like(ids).bool(), batch)
-        return self.logits(states[:, -1])[:num_rows]
+            states = batch.fast_states(self._step, backbone.decoder.embed_tokens(ids), trace)
+        else:
+            ids = ids.unsqueeze(1)
+            states = backbone(backbone.embed(ids), torch.ones_like(ids).bool(), batch)[:, -1]
+        return self.logits(states)[:num_rows]
 
     def _size(self, num_rows: int) -> int:
         """Returns the smallest size of a pass in which some rows get their bits."""
@@ -174,11 +178,6 @@ class RowDecoder:
         with fingerprints(model.backbone.decoder, size, axis=1) as seen:
             logits = self._pass([row.fork() for _ in range(size)], [token] * size, size, trace)
         return torch.cat([*seen, *(fingerprint(one, size) for one in (*trace, logits))], dim=1)
-
-    def _without_placeholder(self, logits: Tensor) -> Tensor:
-        # A placeholder represents an image of the prompt; an answer cannot hold one.
-        logits[:, self._placeholder] = -torch.inf
-        return logits
 
 
 def _state(weight: Tensor) -> tuple[object, ...]:

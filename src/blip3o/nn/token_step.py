@@ -4,7 +4,8 @@ With one token, a small decoder spends most of its time on starting operations. 
 25 of them in a layer, a third of those of the decoder's own layers. All decoders share it: each
 names its modules as `StepLayer`s. It computes no gradients.
 
-Axes: R rows, E width, H heads, G key/value heads, K head dim, L layers, S tokens of a row.
+Axes: R rows, E width, V vocabulary, H heads, G key/value heads, K head dim, L layers, S tokens of a
+row.
 """
 
 import dataclasses
@@ -101,7 +102,7 @@ class TokenStep:
         seen: Sequence[Tensor],
         trace: list[Tensor] | None = None,
     ) -> Tensor:
-        """Returns the logits of the tokens after the new ones, [R, V].
+        """Returns the states of the new tokens after the final norm, [R, E].
 
         Args:
             hidden: input embeddings of the new tokens, [R, E].
@@ -152,7 +153,11 @@ class TokenStep:
             hidden = hidden + down
             for output in (out, inner, down):
                 note(output)
-        return self._head(_normed(hidden, parts.norm, self._eps_root))
+        return _normed(hidden, parts.norm, self._eps_root)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Returns the logits [R, V] of the tokens after states [R, E]."""
+        return self._head(states)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """Passes of several sizes give the same bits, and follow changes of the weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,15 +71,16 @@ def test_only_sizes_with_the_bits_of_the_largest_are_used(
 
 def scaled(model: UnifiedModel) -> None:
     with torch.no_grad():
-        model.backbone.decoder.layers[0].mlp.up_proj.weight.mul_(1.5)
+        model.get_parameter("backbone.decoder.layers.0.mlp.up_proj.weight").mul_(1.5)
 
 
 def replaced(model: UnifiedModel) -> None:
-    layer = model.backbone.decoder.layers[1].self_attn
-    layer.o_proj = torch.nn.Linear(layer.o_proj.in_features, layer.o_proj.out_features, bias=False)
+    shape = model.get_parameter("backbone.decoder.layers.1.self_attn.o_proj.weight").shape
+    fresh = torch.nn.Linear(shape[1], shape[0], bias=False)
+    model.set_submodule("backbone.decoder.layers.1.self_attn.o_proj", fresh)
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[[UnifiedModel], object]] = {
     "written to": scaled,
     "replaced": replaced,
     "converted": lambda model: model.to(torch.bfloat16),

@@ -69,7 +69,8 @@ def step(backbone: Any, rows: list[RowCache], tokens: list[int]) -> Tensor:
         assert states.shape == (SIZE, 1, backbone.config.hidden_size)
         logits = backbone.logits(states[:, 0])
     else:
-        logits = batch.logits(backbone.token_step(num_rows=SIZE, **SETTINGS), embeds[:, 0])
+        fast = backbone.token_step(num_rows=SIZE, **SETTINGS)
+        logits = fast.logits(batch.fast_states(fast, embeds[:, 0]))
     assert logits.shape == (SIZE, backbone.config.vocab_size)
     return logits[: len(rows)]
 

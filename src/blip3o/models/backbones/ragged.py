@@ -136,8 +136,10 @@ class RowBatch:
         self._count()
         return states.transpose(0, 1)
 
-    def logits(self, step: TokenStep, embeds: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        """Returns the logits of the tokens after the new ones, [size, V], by a fast pass.
+    def fast_states(
+        self, step: TokenStep, embeds: Tensor, trace: list[Tensor] | None = None
+    ) -> Tensor:
+        """Returns the states of the new tokens, [size, D], by a fast pass.
 
         Args:
             step: the pass of the decoder.
@@ -145,9 +147,9 @@ class RowBatch:
             trace: see `TokenStep`.
         """
         grown = [row.grown() for row in self._rows]
-        logits = step(embeds, self._positions(embeds.device), grown, trace)
+        states = step(embeds, self._positions(embeds.device), grown, trace)
         self._count()
-        return logits
+        return states
 
     def _positions(self, device: torch.device) -> Tensor:
         """Returns the rotary positions of the new tokens, [size]."""
