@@ -103,8 +103,8 @@ class RowDecoder:
         backbone = self._model.backbone
         cache = backbone.new_cache()
         hidden = self._model.text_states(input_ids, attention_mask, images, cache)
-        rows = backbone.new_rows(cache, attention_mask)
-        return list(map(Prompt, rows, self.logits(hidden[:, -1])))
+        logits = self.logits(hidden[:, -1])
+        return list(map(Prompt, backbone.new_rows(cache, attention_mask), logits))
 
     @torch.no_grad()
     def advance(self, rows: Sequence[RowCache], tokens: Sequence[int]) -> Tensor:
