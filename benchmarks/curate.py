@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, cast
 from measure import Case, Options, main
 from PIL import Image
 
-DRAFTS, WORKERS, SEED = 300, 8, 27
+DRAFTS, WORKERS, SEED = 23_000, 8, 27
 FAULTS = ("429", "500", "cut", "hang")
 GRAMMAR = """
 words:
@@ -145,7 +145,7 @@ def write_settings(file: Path, url: str, drafts: int) -> None:
     settings = {
         "name": "killed",
         "num_drafts": drafts,
-        "unit_size": 50,
+        "unit_size": 100 if drafts > 1000 else 5,
         "categories": {"plain": 1.0},
         "models": [
             {**served, "name": "painter", "model": "p"},

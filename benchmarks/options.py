@@ -7,6 +7,7 @@ FOLDER = Path(__file__).parent
 NAMES = (
     "generate",
     "sample",
+    "decoder_steps",
     "train_step",
     "loader",
     "text",

@@ -86,6 +86,7 @@ def load_run(case: Any) -> SdxlDecoder:
         original_size=tuple(run["original_size"]),
         crop=tuple(run["crop_info"]),
         scheduler={"_class_name": run["scheduler"]["class"], **scheduler},
+        sampler="published",
     )
     again = decoder.config.build()
     again.load_state_dict(decoder.state_dict(), strict=True)
@@ -251,6 +252,7 @@ def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path)
         guidance_scale=run["guidance_scale"],
         original_size=tuple(run["original_size"]),
         crop=tuple(run["crop_info"]),
+        sampler="published",
     )
     decoder = config.build().eval()
     found = published_decoder.open_weights(tmp_path, config)

@@ -138,7 +138,9 @@ def load_run(case: Any) -> SanaDecoder:
     if run["scheduler"].startswith("dpm_scheduler"):
         recorded = dict(recorded_settings(case)["dpm_scheduler"])
         scheduler = {"_class_name": recorded.pop("class"), **recorded}
-    return load_decoder(case, scheduler=scheduler, guidance_scale=run["guidance_scale"])
+    return load_decoder(
+        case, scheduler=scheduler, sampler="published", guidance_scale=run["guidance_scale"]
+    )
 
 
 def halves(recorded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

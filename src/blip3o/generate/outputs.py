@@ -62,7 +62,7 @@ def decoding_settings(
     Raises:
         UsageError: for a number out of range, or a guidance scale for a decoder without guidance.
     """
-    steps = config.sampling.num_decoder_steps if num_steps is None else num_steps
+    steps = config.num_decoder_steps if num_steps is None else num_steps
     check_steps("num_decoder_steps", steps)
     if guidance_scale is not None:
         if config.image_decoder.guidance_scale is None:

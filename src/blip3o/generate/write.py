@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -90,25 +90,25 @@ def write_generated(
     Raises:
         UsageError: if the folder cannot be written to, or as `draw` does.
     """
-    _make_folder(folder)
     wanted = [
         NumberedPrompt(text, p, k) for p, text in enumerate(prompts) for k in range(num_images)
     ]
     shown: list[Image.Image] = []
     lines: list[str] = []
-    for start in progress(range(0, len(wanted), batch_size), what="batches"):
-        batch = wanted[start : start + batch_size]
-        drawn = draw(batch)
-        if start == 0:
-            _begin(folder, [one.file for one in wanted])
-        for one, (image, steps, scale) in zip(batch, drawn, strict=True):
-            save_image(image, folder / one.file)
-            row = {"prompt": one.text, "seed": seed}
-            numbers = {"prompt_number": one.prompt_number, "image_number": one.image_number}
-            settings = {"num_inference_steps": steps, "guidance_scale": scale}
-            lines.append(json.dumps({**row, **numbers, **settings, "file": one.file}) + "\n")
-            if len(shown) < _MOST_SHOWN:
-                shown.append(image)
+    with _made_folder(folder):
+        for start in progress(range(0, len(wanted), batch_size), what="batches"):
+            batch = wanted[start : start + batch_size]
+            drawn = draw(batch)
+            if start == 0:
+                _begin(folder, [one.file for one in wanted])
+            for one, (image, steps, scale) in zip(batch, drawn, strict=True):
+                save_image(image, folder / one.file)
+                row = {"prompt": one.text, "seed": seed}
+                numbers = {"prompt_number": one.prompt_number, "image_number": one.image_number}
+                settings = {"num_inference_steps": steps, "guidance_scale": scale}
+                lines.append(json.dumps({**row, **numbers, **settings, "file": one.file}) + "\n")
+                if len(shown) < _MOST_SHOWN:
+                    shown.append(image)
     captions = [one.text for one in wanted[: len(shown)]]
     save_image(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
     _end(folder, "".join(lines), {one.file for one in wanted})
@@ -181,9 +181,19 @@ def _write_text(text: str, path: Path) -> None:
         raise UsageError(f"cannot write {path}: {reason_of(error)}") from error
 
 
-def _make_folder(folder: Path) -> None:
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Creates a folder; removes it again if it is new and an error leaves it empty."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "it is a file" if folder.is_file() else reason_of(error)
         raise UsageError(f"cannot write to {folder}: {reason}") from error
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds images
+                folder.rmdir()
+        raise

@@ -83,6 +83,10 @@ class ImageDecoderConfig(Dataclass, Protocol):
         """Whether the decoder is a `LatentPredictor`, which `latent_decoding` trains."""
 
     @property
+    def num_steps(self) -> int:
+        """Default number of steps from noise to the image."""
+
+    @property
     def guidance_scale(self) -> float | None:
         """Default guidance scale; None for a decoder without guidance."""
 
@@ -114,6 +118,11 @@ class DecoderDefaults:
     def predicts_latents(self) -> bool:
         """False: the decoder does not predict latents."""
         return False
+
+    @property
+    def num_steps(self) -> int:
+        """1: the decoder takes no steps."""
+        return 1
 
     @property
     def guidance_scale(self) -> float | None:

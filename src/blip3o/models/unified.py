@@ -49,7 +49,7 @@ class SamplingConfig:
         num_inference_steps: steps of the solver (published: 30).
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
         schedule: spacing of the noise levels, see `inference_sigmas` (published: linear).
-        num_decoder_steps: steps of the image decoder (published: 50).
+        num_decoder_steps: steps of the image decoder; None for the decoder's own number.
         max_new_tokens: longest answer in tokens.
         truncate_timestep: round the generator's timesteps down to whole numbers, as the released
             sampler does.
@@ -60,7 +60,7 @@ class SamplingConfig:
     num_inference_steps: Count = 30
     sigma_shift: float = 1.0
     schedule: Schedule = "linear"
-    num_decoder_steps: Count = 50
+    num_decoder_steps: Count | None = None
     max_new_tokens: Count = 128
     truncate_timestep: bool = False
 
@@ -139,6 +139,11 @@ class UnifiedModelConfig:
     def feature_shape(self) -> tuple[int, int]:
         """Shape (N, K) of the normalized features of one image."""
         return (self.image_encoder.num_tokens, self.joints.feature_channels)
+
+    @property
+    def num_decoder_steps(self) -> int:
+        """Default number of steps of the image decoder."""
+        return self.sampling.num_decoder_steps or self.image_decoder.num_steps
 
     def guidance(self, scale: float | None) -> float:
         """Returns the guidance scale of a call.

@@ -16,6 +16,7 @@ from blip3o.flow.sigmas import SigmaDistribution
 from blip3o.models.prompts import Rows
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives import RegionLabels
+from blip3o.objectives.cross_entropy import token_losses
 from blip3o.objectives.generation import clean_features, num_targets, prompts_of, rows_of
 
 
@@ -210,6 +211,6 @@ def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> tuple[Tenso
     """Returns the summed cross entropy of the learned tokens, and their number."""
     labels = _next_labels(batch)
     has_label = labels != IGNORE_LABEL
-    logits = model.backbone.logits(states[:, : labels.shape[1]][has_label]).float()
-    loss_sum = nn.functional.cross_entropy(logits, labels[has_label], reduction="sum")
-    return loss_sum, float(has_label.sum())
+    states = states[:, : labels.shape[1]][has_label]
+    losses, _ = token_losses(model.backbone, states, labels[has_label])
+    return losses.sum(), float(has_label.sum())

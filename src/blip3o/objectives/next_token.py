@@ -11,6 +11,7 @@ from blip3o.core.bounds import NotNegative
 from blip3o.core.types import IGNORE_LABEL, Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives import RegionLabels
+from blip3o.objectives.cross_entropy import token_losses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,16 +91,16 @@ class NextToken(nn.Module):
         weights = self._token_weights(batch)
         labels = _next_labels(batch)
         has_label = labels != IGNORE_LABEL
-        logits = model.backbone.logits(hidden[:, :-1][has_label]).float()
-        losses = nn.functional.cross_entropy(logits, labels[has_label], reduction="none")
-        right = (logits.detach().argmax(-1) == labels[has_label]).sum()
+        losses, is_right = token_losses(
+            model.backbone, hidden[:, :-1][has_label], labels[has_label]
+        )
         loss_sum = (losses * weights).sum()
         if self.early_weight:
             loss_sum = loss_sum + self.early_weight * self._early(model, batch, hidden)
         return LossOutput(
             loss_sum=loss_sum,
             count=float(weights.sum()),
-            metrics={"token_accuracy": (right, float(len(weights)))},
+            metrics={"token_accuracy": (is_right.sum(), float(len(weights)))},
         )
 
     def _early(self, model: UnifiedModel, batch: Batch, hidden: Tensor) -> Tensor:
@@ -123,9 +124,8 @@ class NextToken(nn.Module):
                     weights += [1 / (len(asked) * len(told))] * len(told)
         if not rows:
             return hidden.sum() * 0
-        logits = model.backbone.logits(hidden[rows, places]).float()
-        losses = nn.functional.cross_entropy(
-            logits, torch.tensor(words, device=logits.device), reduction="none"
+        losses, _ = token_losses(
+            model.backbone, hidden[rows, places], torch.tensor(words, device=hidden.device)
         )
         return (losses * torch.tensor(weights, device=losses.device)).sum()
 

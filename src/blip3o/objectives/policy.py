@@ -167,7 +167,7 @@ class PolicyObjective(nn.Module, abc.ABC):
             sampling.schedule,
         )
         self._config = config
-        self._num_decoder_steps = sampling.num_decoder_steps
+        self._num_decoder_steps = model_config.num_decoder_steps
         self._feature_shape = model_config.feature_shape
         self._decoder_shape = model_config.image_decoder.noise_shape
 

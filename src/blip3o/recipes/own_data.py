@@ -34,8 +34,7 @@ def pocket() -> RunConfig:
     Source: ours; about half the learning rate of the bundled model's last stage.
     """
     model = open_model("pocket").config
-    train = train_config("generator", steps=300, batch=32, lr=5e-4)
-    return _run("pocket", model, dataclasses.replace(train, activation_checkpointing=False))
+    return _run("pocket", model, train_config("generator", steps=300, batch=32, lr=5e-4))
 
 
 def blip3o_4b() -> RunConfig:

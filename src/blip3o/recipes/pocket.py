@@ -248,22 +248,22 @@ def reward(runs: Path = RUNS) -> RunConfig:
 
 
 def finish(runs: Path = RUNS) -> RunConfig:
-    """Trains the mean of `tune` and `reward` for a short time, with captions of many things.
+    """Trains the mean of `tune` and `reward`, with many captions of several things.
 
     blip3o train pocket.finish --out runs/pocket/finish
 
-    The mean is better than both in nearly everything (docs/log.md, "mean of two models"). A
-    quarter of the rate of `tune` falls from the first step on: a hot restart spends a short run on
-    damage.
+    The mean is better than both in nearly everything (docs/log.md, "mean of two models"). Half the
+    rate of `tune` falls from the first step on: a hot restart would spend the run on damage. The
+    mixture holds a share for every skill that is measured, because the others are forgotten.
     """
     base = tune(runs)
-    optimizer = muon(base.train.optimizer.lr / 4)
-    train = training("backbone", "generator", steps=400, batch=48, optimizer=optimizer)
+    optimizer = muon(base.train.optimizer.lr / 2)
+    train = training("backbone", "generator", steps=4000, batch=48, optimizer=optimizer)
     return dataclasses.replace(
         base,
         init=(after(runs, "tune"), dataclasses.replace(after(runs, "reward"), share=0.5)),
         data=dataclasses.replace(
-            base.data, mixture=_joint(0.1, 0.06, 0.22, groups=0.18, language=0.44)
+            base.data, mixture=_joint(0.17, 0.05, 0.16, groups=0.26, language=0.36)
         ),
         train=evolve(train, {"optimizer.decay_share": 1.0, "optimizer.warmup_steps": 10}),
     )

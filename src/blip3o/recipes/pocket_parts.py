@@ -79,7 +79,7 @@ def model() -> UnifiedModelConfig:
         # Short, because every token of boilerplate costs a small model.
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
         sampling=SamplingConfig(
-            guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=3
+            guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT
         ),
     )
 

@@ -97,7 +97,6 @@ def train_config(
         sample_every=5000,
         grad_clip=1.0,
         ema_decay=0.0,  # the released weights are not averaged
-        activation_checkpointing=True,
     )
 
 

@@ -58,7 +58,7 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
 
 
 _OWN = {
-    SCENES: ScenesConfig(num_groups=20_000),
+    SCENES: ScenesConfig(num_groups=40_000),
     f"{SCENES}-small": ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0),
     SMALL_WORLD_SCENES: ScenesConfig(
         num_scenes=12_000, num_pairs=6000, num_edits=0, world=SMALL_WORLD

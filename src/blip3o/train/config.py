@@ -114,7 +114,8 @@ class TrainConfig:
         device: "auto" or a torch device.
         compile: compile the model's repeated blocks.
         activation_checkpointing: blocks keep only their inputs and run again in the backward pass:
-            the same gradients with far less memory and a third more time.
+            the same gradients with far less memory and a third more time. "auto" does so if the
+            activations of the first step would fill half of the free memory.
         padding_free: the backbone skips the padding of batches: the same gradients with less work
             where rows differ in length (adapter.dropout then drops other values).
         profile: record a few of the first steps into RUN/profile; see `train.profiling`.
@@ -139,7 +140,7 @@ class TrainConfig:
     precision: PrecisionName = "auto"
     device: str = "auto"
     compile: bool = False
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["auto"] = "auto"
     padding_free: bool = False
     profile: bool = False
     max_nonfinite_steps: Whole = 20

@@ -24,7 +24,6 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import Batch, LossOutput
 from blip3o.nn.blocks import repeated_blocks
 from blip3o.objectives import Objective
-from blip3o.train.model_setup import halve_frozen
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
 """Hooks of FSDP: they would gather weights from processes that do something else."""
@@ -86,8 +85,6 @@ class Learner(nn.Module):
                 reduced gradients stay float32.
         """
         half = None if precision.dtype == torch.float32 else precision.dtype
-        if half is not None:
-            halve_frozen(self.model, half)
         mesh = init_device_mesh(precision.device.type, (world_size(),))
         # Autocast casts the inputs: it knows which of them must stay float32.
         policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)

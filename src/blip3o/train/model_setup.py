@@ -87,7 +87,7 @@ def apply_switches(model: nn.Module, train: TrainConfig) -> None:
         model: changed in place.
         train: its `activation_checkpointing`, `padding_free` and `compile`.
     """
-    if train.activation_checkpointing:
+    if train.activation_checkpointing is True:
         checkpoint_blocks(model)
     if train.padding_free:
         if isinstance(model, UnifiedModel):
@@ -104,19 +104,25 @@ def apply_switches(model: nn.Module, train: TrainConfig) -> None:
             module.compile()
 
 
-def halve_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+def halve_frozen(model: nn.Module, dtype: torch.dtype) -> bool:
     """Stores frozen weights of linear layers and convolutions in a half dtype if that is lossless.
 
     Autocast would round them at every use. Released weights have that dtype to begin with.
 
     Args:
-        model: changed in place.
-        dtype: dtype of matrix products.
+        model: changed in place, one weight after the other.
+        dtype: dtype of matrix products; nothing changes if it is float32.
+
+    Returns:
+        Whether any weight was halved; passes of the model then need autocast.
     """
+    if dtype == torch.float32:
+        return False
     products = (nn.Linear, nn.modules.conv._ConvNd)
     modules = list(model.modules())
     # An embedding that shares its weight with an output layer must keep the dtype of the states.
     others = {p for m in modules if not isinstance(m, products) for p in m.parameters(False)}
+    is_halved = False
     for module in modules:
         for weight in module.parameters(recurse=False) if isinstance(module, products) else ():
             half = weight.detach().to(dtype)
@@ -124,3 +130,5 @@ def halve_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 half.to(weight), weight
             ):
                 weight.data = half
+                is_halved = True
+    return is_halved

@@ -173,13 +173,16 @@ class Ema:
 
     Args:
         parameters: the parameters to average, by name.
-        decay: share of the old average kept at each step; smaller in the first steps.
+        decay: share of the old average kept at each step; smaller in the first steps. With 0 the
+            averages are the parameters themselves and need no memory.
     """
 
     def __init__(self, parameters: NamedParameters, decay: float) -> None:
         self._parameters = parameters
         self._decay = decay
-        self.averages = {name: p.detach().clone() for name, p in parameters.items()}
+        self.averages = {
+            name: p.detach().clone() if decay else p.detach() for name, p in parameters.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -188,6 +191,8 @@ class Ema:
         Args:
             step: number of the step, from 0; the first averages must forget the fresh weights.
         """
+        if not self._decay:
+            return
         decay = min(self._decay, (step + 1) / (step + 10))
         weights = [local(parameter.detach()) for parameter in self._parameters.values()]
         averages = [local(average) for average in self.averages.values()]

@@ -1,6 +1,7 @@
 """The one training loop; it knows only batches, objectives, an optimizer and callbacks."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -19,7 +20,9 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
+from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.objectives import Counts, TextObjective, added, counts_of
+from blip3o.train.activations import count_activations, needs_checkpointing
 from blip3o.train.adapters import add_adapters
 from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
@@ -27,8 +30,14 @@ from blip3o.train.config import RunConfig
 from blip3o.train.diverged import DivergedError, are_finite, diverged, explaining
 from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import FlopCount, count_flops, peak_tflops
-from blip3o.train.learner import Learner, check_batches, name_objectives
-from blip3o.train.model_setup import apply_switches, prepare_model, set_mode, training_dtype
+from blip3o.train.learner import Learner, check_batches, local, name_objectives
+from blip3o.train.model_setup import (
+    apply_switches,
+    halve_frozen,
+    prepare_model,
+    set_mode,
+    training_dtype,
+)
 from blip3o.train.optimizer import (
     Ema,
     build_optimizer,
@@ -106,11 +115,14 @@ class Trainer:
         self.config = config
         self.precision = Precision(device, training_dtype(config, device))
         self.model = model
-        self.learner = Learner(model, objectives).to(device)
-        prepare_model(model, objectives)
+        self.learner = Learner(model, objectives)
         trainable = add_adapters(self.model, train)
         self.objectives = self.learner.objectives
         self.parameters = select_trainable(self.model, self.objectives, trainable)
+        self._is_halved = halve_frozen(self.model, self.precision.dtype)
+        self.learner.to(device)
+        with self._no_training():
+            prepare_model(model, objectives)
         apply_switches(self.model, train)
         if world_size() > 1:
             self.learner.shard(self.precision)  # replaces the parameter objects
@@ -123,6 +135,7 @@ class Trainer:
         )
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
+        self._has_chosen = train.activation_checkpointing != "auto"
         self._named_objectives = name_objectives(objectives)
         self._policies = Policies(
             self.learner, [*self._named_objectives.values()], self.ema.averages
@@ -174,6 +187,7 @@ class Trainer:
         afterwards.
         """
         self._set_modes()
+        self._has_chosen = True  # a trial would be counted
         batches = self._loader(0)
         samples = 0
         try:
@@ -245,7 +259,8 @@ class Trainer:
             rate = learning_rate(state.step, train.steps, train.optimizer)
             samples = sum(one.samples for one in all_loaded)
             tokens = sum(one.tokens for one in all_loaded)
-            is_counting = window.flops_per_token is None and not train.compile
+            # The first step of a start may try out a forward pass, which must not be counted.
+            is_counting = window.flops_per_token is None and self._has_chosen and not train.compile
             counting = count_flops(self.model) if is_counting else nullcontext(FlopCount())
             with self._explaining(), counting as count:
                 sums = self._step(groups, rate)
@@ -321,6 +336,8 @@ class Trainer:
         totals = [added(some) for some in zip(*everywhere, strict=True)]
         rolled = self._roll_out(batches)
         self.learner.gather()
+        if not self._has_chosen:
+            self._choose_checkpointing(rolled, counts)
         terms: Terms = []
         for number, total in enumerate(totals):
             for batch, count in zip(rolled[number], counts[number], strict=True):
@@ -339,6 +356,27 @@ class Trainer:
             return sums
         self._count_nonfinite()
         return {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
+
+    def _choose_checkpointing(
+        self, batches: Sequence[Sequence[Batch]], counts: Sequence[Sequence[Counts]]
+    ) -> None:
+        """Checkpoints the blocks if the largest batch of an objective leaves too little memory."""
+        self._has_chosen = True
+        seed, weights = self.config.train.seed, [*self.learner.parameters()]
+        most = 0
+        self.learner.eval()  # running statistics and dropout stay out of the trial
+        for number, (some, some_counts) in enumerate(zip(batches, counts, strict=True)):
+            counted = [one for one, count in zip(some, some_counts, strict=True) if any(count)]
+            if counted:
+                largest = max(counted, key=lambda batch: batch.input_ids.numel())
+                with torch.random.fork_rng(), self.precision.autocast():
+                    forward = functools.partial(self.learner, number, largest, seed)
+                    most = max(most, count_activations(forward, weights))
+        self._set_modes()
+        trained = sum(local(parameter).nbytes for parameter in self.parameters.values())
+        copies = 1 if self.optimizer.state else 3  # gradients, and two moments
+        if needs_checkpointing(most, copies * trained, self.precision.device):
+            checkpoint_blocks(self.model)
 
     def _roll_out(self, batches: list[Batch]) -> list[list[Batch]]:
         """Returns the batches for each objective; see `Policies`."""
@@ -399,13 +437,15 @@ class Trainer:
 
     def _show(self, notify: Callable[[Callback], None]) -> None:
         """Notifies the callbacks with the averaged weights in the model; other processes wait."""
-        # In runs on several processes, frozen weights have a half dtype; autocast converts inputs.
-        precision = self.precision.autocast() if world_size() > 1 else nullcontext()
-        with self.learner.using(self.ema.averages), precision:
+        with self.learner.using(self.ema.averages), self._no_training():
             with self._explaining():
                 for callback in self._callbacks:
                     notify(callback)
             exchange(None)
+
+    def _no_training(self) -> AbstractContextManager[object]:
+        """Returns the context of passes outside of steps; halved weights need autocast."""
+        return self.precision.autocast() if self._is_halved else nullcontext()
 
     def _explaining(self) -> AbstractContextManager[None]:
         weights = (*self.parameters.values(), *self.ema.averages.values())

@@ -7,7 +7,7 @@ The folder has no language model, so it is two parts of a model and not a whole 
 `diffusion_model`, `input_size`, `num_pooled_tokens` and `pooler_output` are read from config.json;
 the sizes of SigLIP2, SANA and DC-AE are constants of the release. If they differ, a key `blip3o`
 contains the configs of both parts. We have not seen the config.json on the hub. The scheduler,
-which it names by an id, is not in the folder; `dpm_scheduler` replaces it.
+which it names by an id, is not in the folder; that of `SanaDecoderConfig` replaces it.
 
 Reference:
     Names, shapes and numbers are checked by the parity family `siglip2_sana`.

@@ -17,10 +17,12 @@ from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.folder import load_model, save_model
 
 SWAPS = {
-    "sdxl": "DPMSolverMultistepScheduler",
+    "sdxl": "DEISMultistepScheduler",
     "sana": "FlowMatchEulerDiscreteScheduler",
 }
 CLASS = "image_decoder.scheduler._class_name"
+PUBLISHED = "image_decoder.sampler=published"
+STEPS = "sampling.num_decoder_steps=null"
 
 
 @pytest.fixture(scope="module", params=SWAPS)
@@ -53,7 +55,7 @@ def draw(pipe: Blip3oPipeline, **options: Any) -> Tensor:
 def test_a_scheduler_is_swapped_on_the_pipeline_or_by_its_config(folder: Path) -> None:
     import diffusers
 
-    plain = load(folder)
+    plain = load(folder, PUBLISHED)
     first = draw(plain, num_decoder_steps=4)
     name = SWAPS[plain.image_decoder.config.kind]
     plain.image_decoder.scheduler = getattr(diffusers, name).from_config(
@@ -65,6 +67,15 @@ def test_a_scheduler_is_swapped_on_the_pipeline_or_by_its_config(folder: Path) -
     configured = load(folder, f"{CLASS}={name}", "sampling.num_decoder_steps=4")
     assert type(configured.image_decoder.scheduler).__name__ == name
     assert torch.equal(draw(configured), swapped)
+
+
+def test_one_word_brings_back_the_published_sampler(folder: Path) -> None:
+    fast, published = load(folder, STEPS), load(folder, STEPS, PUBLISHED)
+    samplers = fast.image_decoder.config.samplers
+    for pipe, name in ((fast, "fast"), (published, "published")):
+        steps = samplers[name].num_steps
+        assert torch.equal(draw(pipe), draw(pipe, num_decoder_steps=steps))
+    assert not torch.equal(draw(fast), draw(published))
 
 
 def test_steps_and_guidance_of_a_call_are_those_of_the_config(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from blip3o.core.rng import image_generator
 from blip3o.generate.checks import read_prompts
 from blip3o.generate.local import write_images
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import save_image, written_images
+from blip3o.generate.write import (
+    GeneratedImage,
+    NumberedPrompt,
+    save_image,
+    write_generated,
+    written_images,
+)
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -114,6 +121,19 @@ def test_a_folder_that_cannot_be_made_is_refused(tiny_pipe: Blip3oPipeline, tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):
         write_images(tiny_pipe, ["a cat"], tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_error_before_the_first_image_leaves_no_new_folder(is_new: bool, tmp_path: Path) -> None:
+    def refuse(batch: Sequence[NumberedPrompt]) -> list[GeneratedImage]:
+        raise UsageError("no server")
+
+    folder = tmp_path / "out"
+    if not is_new:
+        folder.mkdir()
+    with pytest.raises(UsageError, match="no server"):
+        write_generated(refuse, ["a cat"], folder, num_images=1, seed=0)
+    assert folder.exists() != is_new
 
 
 def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ def test_rms_norm_divides_by_the_root_mean_square() -> None:
     )
 
 
-def test_lean_rms_norm_equals_the_formula_with_gradients() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lean_rms_norm_equals_the_formula_with_gradients(dtype: torch.dtype) -> None:
     norm = RMSNorm(24, eps=1e-2)
     torch.nn.init.normal_(norm.weight)
-    hidden = torch.randn(3, 5, 24, requires_grad=True)
-    grad = torch.randn(3, 5, 24)
+    hidden = torch.randn(3, 5, 24, dtype=dtype, requires_grad=True)
+    grad = torch.randn(3, 5, 24, dtype=dtype)
     inputs = (hidden, norm.weight)
     lean = norm(hidden)
     assert "LeanRMSNorm" in repr(lean.grad_fn)
@@ -57,12 +58,23 @@ def test_swiglu_size(
     assert swiglu_size(hidden_size, multiple_of, multiplier) == expected
 
 
-@pytest.mark.parametrize("silu_in_fp32", [False, True])
-def test_swiglu_gates_with_the_first_layer(silu_in_fp32: bool) -> None:
-    mlp, hidden = SwiGLU(4, 6, silu_in_fp32=silu_in_fp32), torch.randn(2, 3, 4)
+def test_swiglu_gates_with_the_first_layer() -> None:
+    mlp, hidden = SwiGLU(4, 6), torch.randn(2, 3, 4)
     gate, up, down = (layer.weight for layer in (mlp.linear_1, mlp.linear_3, mlp.linear_2))
     expected = (functional.silu(hidden @ gate.T) * (hidden @ up.T)) @ down.T
     torch.testing.assert_close(mlp(hidden), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_silu_of_16_bits_is_computed_in_fp32(dtype: torch.dtype) -> None:
+    patterns = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    values = patterns[patterns.isfinite()].requires_grad_()
+    upstream = torch.linspace(-2, 2, len(values)).to(dtype)
+    direct = functional.silu(values)
+    (gradient,) = torch.autograd.grad(direct, values, upstream)
+    plain = functional.silu(values.float()).to(dtype)
+    assert torch.equal(direct, plain)
+    assert torch.equal(gradient, torch.autograd.grad(plain, values, upstream)[0])
 
 
 def test_sinusoid_is_cosines_then_sines() -> None:

@@ -369,15 +369,15 @@ def test_pocket_stages_read_the_shards_that_their_task_needs() -> None:
         assert getattr(_OWN[str(folder)], f"num_{kind}") > 0  # written by `ensure_scenes`
 
 
-def test_finish_starts_from_a_mean_at_a_quarter_of_the_rate_that_falls_at_once() -> None:
+def test_finish_starts_from_a_mean_at_half_of_the_rate_that_falls_at_once() -> None:
     tune, finish = recipe("pocket.tune"), recipe("pocket.finish")
     starts = [(one.folder, one.share) for one in finish.init]
     assert starts == [("runs/pocket/tune", 1.0), ("runs/pocket/reward", 0.5)]
     assert [one.folder for one in recipe("pocket.reward").init] == ["runs/pocket/refine"]
     assert sum(one.weight for one in finish.data.mixture) == pytest.approx(1)
     optimizer, steps = finish.train.optimizer, finish.train.steps
-    assert optimizer.lr == pytest.approx(tune.train.optimizer.lr / 4)
+    assert optimizer.lr == pytest.approx(tune.train.optimizer.lr / 2)
     assert not optimizer.lr_multipliers
-    rates = [learning_rate(step, steps, optimizer) for step in (10, 50, 200, 390)]
+    rates = [learning_rate(step, steps, optimizer) for step in (10, 500, 2000, 3900)]
     assert rates == sorted(rates, reverse=True)
     assert rates[1] < 0.99 * optimizer.lr

@@ -455,6 +455,67 @@ def test_the_toy_learns(toys: Any, tmp_path: Path) -> None:
     assert found[-1] < 0.5 * found[0]
 
 
+def test_frozen_weights_of_16_bits_have_no_copy_in_fp32_and_give_the_same_losses(
+    toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_run: ReadRun
+) -> None:
+    config, dtypes = toys.with_train(precision="bf16"), []
+
+    class Look(Callback):
+        def on_end(self, trainer: Training) -> None:
+            stem = trainer.model.get_submodule("stem.0").weight
+            dtypes.append(stem.dtype)
+            assert trainer.model(torch.randn(3, 4)).isfinite().all()  # samples are drawn here
+
+    for name in ("halved", "plain"):
+        model = toys.model()
+        for weight in model.stem.parameters():
+            weight.data = weight.data.bfloat16().float()
+        toys.trainer(tmp_path / name, config, model=model, callbacks=[Look()]).fit()
+        monkeypatch.setattr("blip3o.train.trainer.halve_frozen", lambda *_: False)
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert read_run(tmp_path / "halved") == read_run(tmp_path / "plain")
+
+
+class Blocks(nn.Module):
+    """Two equal blocks with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.2)) for _ in range(2)
+        )
+        self.head = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        for block in self.body:
+            values = values + block(values)
+        return self.head(values)
+
+
+def test_checkpointing_is_chosen_by_memory_and_changes_nothing(
+    toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_run: ReadRun
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def needs(activations: int, more: int, device: torch.device) -> bool:
+        asked.append((activations, more))
+        return len(asked) == 1
+
+    monkeypatch.setattr("blip3o.train.trainer.needs_checkpointing", needs)
+    for name in ("checkpointed", "plain"):
+        model = Blocks()
+        trainer = toys.trainer(tmp_path / name, model=model)
+        trainer.fit()
+        is_checkpointed = ["forward" in vars(block) for block in model.body]
+        assert is_checkpointed == [name == "checkpointed"] * 2
+    assert read_run(tmp_path / "checkpointed") == read_run(tmp_path / "plain")
+    trained = sum(one.nbytes for one in trainer.parameters.values())
+    activations, more = asked[0]
+    assert activations > 4 * 4 * 4 * 2  # at least the inputs of both blocks, 4 rows of 4 numbers
+    assert more == 3 * trained
+
+
 def test_fp16_is_refused(toys: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use bf16 or fp32"):
         toys.trainer(tmp_path, toys.with_train(precision="fp16"))

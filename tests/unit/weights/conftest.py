@@ -17,6 +17,7 @@ from blip3o.core.config import to_dict
 from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.models.decoders.latent_diffusion import build_scheduler
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
@@ -120,7 +121,8 @@ def save_released(model: UnifiedModel, tokenizer: Tokenizer, folder: Path) -> No
     for name in ("unet", "vae"):
         part = getattr(decoder, name)
         part.save_pretrained(folder / "diffusion-decoder" / name, variant="bf16")
-    decoder.scheduler.save_pretrained(folder / "diffusion-decoder" / "scheduler")
+    scheduler: Any = build_scheduler(decoder.config.scheduler)
+    scheduler.save_pretrained(folder / "diffusion-decoder" / "scheduler")
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from blip3o.core.bounds import Count, NotNegative
+from blip3o.core.bounds import Count, NotNegative, Share
 from blip3o.core.config import component
 from blip3o.core.errors import UsageError
 from blip3o.flow.guidance import combine
@@ -33,6 +33,7 @@ from blip3o.models.autoencoders import (
     set_low_memory,
 )
 from blip3o.models.protocols import DecoderDefaults, LatentPredictor
+from blip3o.nn.remembered import remembered
 
 _MAX_TRAIN_TIMESTEPS = 100_000
 
@@ -40,6 +41,7 @@ _MAX_TRAIN_TIMESTEPS = 100_000
 class Scheduler(Protocol):
     """The members of a diffusers scheduler that sampling uses."""
 
+    config: Mapping[str, float]
     timesteps: Tensor
     set_timesteps: Callable[..., None]
     step: Callable[..., tuple[Tensor, ...]]
@@ -66,6 +68,23 @@ class _CountsSteps(Protocol):
     set_begin_index: Callable[[int], None]
 
 
+SamplerName = Literal["fast", "published"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A solver and the number of steps that it needs.
+
+    Args:
+        num_steps: default number of steps.
+        solver: settings of a diffusers scheduler that define the solver and the spacing of its
+            steps, but not the noise levels of training.
+    """
+
+    num_steps: int
+    solver: Mapping[str, object]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentDiffusionConfig(DecoderDefaults):
     """The part that the configs of latent diffusion decoders share.
@@ -76,8 +95,15 @@ class LatentDiffusionConfig(DecoderDefaults):
         grid: feature tokens along one side.
         sample_size: side of the latents.
         autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
-        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
+        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`: the noise
+            levels of training, and a solver.
+        sampler: "published" samples as `scheduler` says. "fast" exchanges the published solver for
+            one that takes fewer steps to an image of at most the same error (docs/results.md); it
+            leaves any other solver in `scheduler` alone.
         guidance_scale: default strength of guidance; 1 turns it off (published: 3).
+        guidance_interval: lowest and highest noise level with guidance, as shares of the trained
+            steps (published: all). Outside of it a step costs half as much, and the image changes
+            (docs/results.md).
     """
 
     kind: str
@@ -86,7 +112,30 @@ class LatentDiffusionConfig(DecoderDefaults):
     sample_size: Count
     autoencoder: AutoencoderConfig = component("blip3o.models.autoencoders:AUTOENCODERS")
     scheduler: dict[str, object]
+    sampler: SamplerName = "fast"
     guidance_scale: NotNegative = 3.0
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+
+    samplers: ClassVar[Mapping[SamplerName, Sampler]]
+    """The samplers of a kind of decoder. "published" lists the settings that define its solver."""
+
+    @property
+    def num_steps(self) -> int:
+        """Default number of steps, which is that of the sampler."""
+        return self._sampler.num_steps
+
+    @property
+    def solving_scheduler(self) -> dict[str, object]:
+        """The settings of the scheduler that generates images."""
+        return {**self.scheduler, **self._sampler.solver}
+
+    @property
+    def _sampler(self) -> Sampler:
+        published, chosen = self.samplers["published"], self.samplers[self.sampler]
+        names = {*published.solver, *chosen.solver}
+        own = {name: self.scheduler[name] for name in names if self.scheduler.get(name)}
+        is_published = own == dict(published.solver)
+        return chosen if is_published else dataclasses.replace(published, solver={})
 
     @property
     def image_px(self) -> int:
@@ -125,9 +174,18 @@ class LatentDiffusionDecoder(LatentPredictor, Generic[ConfigT]):
         super().__init__()
         self.config = config
         self.vae = config.autoencoder.build().requires_grad_(False)
-        self.scheduler = build_scheduler(config.scheduler)
+        self.scheduler = build_scheduler(config.solving_scheduler)
         empty = torch.zeros(config.grid**2, config.feature_channels)
         self.register_buffer("empty_features", empty)
+        self._remembers_condition = True
+
+    @property
+    def condition_layers(self) -> list[nn.Module]:
+        """Layers that see the condition only, so the steps of an image share their outputs.
+
+        None by default: they must be a share of the work that is worth the memory.
+        """
+        return []
 
     def encode_latents(self, pixels: Tensor) -> Tensor:
         """Returns the normalized latents of images; see `LatentPredictor.encode_latents`."""
@@ -162,17 +220,19 @@ class LatentDiffusionDecoder(LatentPredictor, Generic[ConfigT]):
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         empty = self.empty_features if empty_features is None else empty_features
         empty = empty.to(features).expand_as(features)
+        both = torch.cat((empty, features) if self.empty_first else (features, empty))
+        low, high = self.config.guidance_interval
 
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        def predict(noisy: Tensor, timestep: Tensor, level: float) -> Tensor:
             noisy = noisy.to(features.dtype)
-            if scale == 1.0:
+            if scale == 1.0 or not low <= level <= high:
                 return self.predict(noisy, timestep, features)
-            halves = (empty, features) if self.empty_first else (features, empty)
-            both = self.predict(torch.cat([noisy, noisy]), timestep, torch.cat(halves)).float()
+            pair = self.predict(torch.cat([noisy, noisy]), timestep, both).float()
             # `combine` takes the empty half first.
-            return combine(both if self.empty_first else both.roll(len(noisy), 0), scale)
+            return combine(pair if self.empty_first else pair.roll(len(noisy), 0), scale)
 
-        return _denoise(predict, noise, self.scheduler, num_inference_steps, callback)
+        with remembered(self.condition_layers if self._remembers_condition else ()):
+            return _denoise(predict, noise, self.scheduler, num_inference_steps, callback)
 
     def decode(
         self,
@@ -194,7 +254,12 @@ class LatentDiffusionDecoder(LatentPredictor, Generic[ConfigT]):
         return latents_to_pixels(self.vae, denormalized(latents, self.config.autoencoder))
 
     def set_low_memory(self, *, sliced: bool = True, tiled: bool = True) -> None:
-        """Sets how the VAE decodes; see `autoencoders.set_low_memory`."""
+        """Sets how the VAE decodes; see `autoencoders.set_low_memory`.
+
+        With either, each step also computes the `condition_layers` again instead of keeping their
+        outputs, with the same result.
+        """
+        self._remembers_condition = not (sliced or tiled)
         set_low_memory(self.vae, sliced=sliced, tiled=tiled)
 
 
@@ -247,7 +312,7 @@ def start_scheduler(
 
 
 def _denoise(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, Tensor, float], Tensor],
     noise: Tensor,
     scheduler: Scheduler,
     num_steps: int,
@@ -258,11 +323,12 @@ def _denoise(
     latents = noise.float() * scale
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     drawing = {"generator": _step_generators(noise)} if takes_generator else {}
-    for step, timestep in enumerate(scheduler.timesteps, 1):
+    levels = (scheduler.timesteps / scheduler.config["num_train_timesteps"]).tolist()
+    for step, (timestep, level) in enumerate(zip(scheduler.timesteps, levels, strict=True), 1):
         noisy = latents
         if isinstance(scheduler, _ScalesInput):
             noisy = scheduler.scale_model_input(latents, timestep)
-        prediction = predict(noisy, timestep).float()
+        prediction = predict(noisy, timestep, level).float()
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **drawing)[0]
         changed = None if callback is None else callback(step, latents)
         latents = latents if changed is None else changed

@@ -35,6 +35,7 @@ class PocketDecoderConfig(DecoderDefaults):
         fine_scale: cells of the fine level along one side of a middle cell.
         sigma_shift: shift of the noise levels of decoding towards pure noise. Features determine
             almost all of an image, so the high noise levels matter most.
+        num_steps: default number of Euler steps.
         min_sigma: lower bound of the sigma that the conversion to a velocity divides by.
     """
 
@@ -47,6 +48,7 @@ class PocketDecoderConfig(DecoderDefaults):
     middle_scale: Count
     fine_scale: Count
     sigma_shift: float = 1.0
+    num_steps: Count = 3
     min_sigma: Share = 0.05
 
     def __post_init__(self) -> None:

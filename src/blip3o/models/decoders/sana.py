@@ -6,6 +6,7 @@ features and the transformer's caption input.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -14,27 +15,38 @@ from blip3o.core.bounds import Count, Positive
 from blip3o.flow.path import interpolate, velocity_target
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.autoencoders import DcAutoencoderConfig, import_diffusers
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionConfig, LatentDiffusionDecoder
+from blip3o.models.decoders.latent_diffusion import (
+    LatentDiffusionConfig,
+    LatentDiffusionDecoder,
+    Sampler,
+    SamplerName,
+)
 from blip3o.models.protocols import NoisyLatents
 from blip3o.nn.norm import RMSNorm
 
 _CAPTION_SCALE = math.sqrt(5.5)  # published initial value of the connector's norm
 
 
-def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, object]:
-    """Returns settings of the multistep DPM solver on flow-matching noise levels.
+_SAMPLERS: Mapping[SamplerName, Sampler] = {
+    "published": Sampler(
+        num_steps=30,
+        solver={
+            "_class_name": "DPMSolverMultistepScheduler",
+            "solver_order": 2,
+            "algorithm_type": "dpmsolver++",
+            "flow_shift": 3.0,
+        },
+    ),
+    "fast": Sampler(num_steps=25, solver={"flow_shift": 2.0}),
+}
 
-    Args:
-        flow_shift: shift of the noise levels towards pure noise.
-    """
+
+def _published_scheduler() -> dict[str, object]:
     return {
-        "_class_name": "DPMSolverMultistepScheduler",
         "num_train_timesteps": 1000,
-        "solver_order": 2,
-        "algorithm_type": "dpmsolver++",
         "prediction_type": "flow_prediction",
         "use_flow_sigmas": True,
-        "flow_shift": flow_shift,
+        **_SAMPLERS["published"].solver,
     }
 
 
@@ -64,7 +76,9 @@ class SanaDecoderConfig(LatentDiffusionConfig):
     caption_channels: Count
     mlp_ratio: Positive = 2.5
     position_scale: Count | None = 1
-    scheduler: dict[str, object] = dataclasses.field(default_factory=dpm_scheduler)
+    scheduler: dict[str, object] = dataclasses.field(default_factory=_published_scheduler)
+
+    samplers: ClassVar[Mapping[SamplerName, Sampler]] = _SAMPLERS
 
     def __post_init__(self) -> None:
         if self.num_cross_heads * self.cross_head_dim != self.hidden_size:
@@ -164,6 +178,17 @@ class SanaDecoder(LatentDiffusionDecoder[SanaDecoderConfig]):
     def layers(self) -> list[nn.Module]:
         """The transformer layers."""
         return list(self.transformer.transformer_blocks)
+
+    @property
+    def condition_layers(self) -> list[nn.Module]:
+        """The connector, the caption layers, and the keys and values of the cross-attention.
+
+        At 512 px they are 38 % of a step with 1024 feature tokens, and 4 % with 64.
+        """
+        network = self.transformer
+        crossed = [layer.attn2 for layer in network.transformer_blocks]
+        projections = [one for layer in crossed for one in (layer.to_k, layer.to_v)]
+        return [self.connector, network.caption_projection, network.caption_norm, *projections]
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> NoisyLatents:
         """Returns latents on the straight path to noise; see `LatentPredictor.add_noise`."""

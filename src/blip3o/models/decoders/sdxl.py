@@ -5,6 +5,7 @@ The UNet and the VAE come from diffusers, so the released decoder loads by its o
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,12 @@ from torch import Tensor, nn
 from blip3o.core.bounds import Count, Whole
 from blip3o.core.errors import UsageError
 from blip3o.models.autoencoders import KlAutoencoderConfig, import_diffusers
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionConfig, LatentDiffusionDecoder
+from blip3o.models.decoders.latent_diffusion import (
+    LatentDiffusionConfig,
+    LatentDiffusionDecoder,
+    Sampler,
+    SamplerName,
+)
 from blip3o.models.protocols import NoisyLatents
 
 _NUM_TIME_IDS = 6
@@ -26,16 +32,30 @@ class _HasTrainedSteps(Protocol):
     alphas_cumprod: Tensor
 
 
-def _euler() -> dict[str, object]:
+_SAMPLERS: Mapping[SamplerName, Sampler] = {
+    "published": Sampler(
+        num_steps=50,
+        solver={
+            "_class_name": "EulerDiscreteScheduler",
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+        },
+    ),
+    "fast": Sampler(
+        num_steps=15,
+        solver={"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    ),
+}
+
+
+def _published_scheduler() -> dict[str, object]:
     return {
-        "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
+        **_SAMPLERS["published"].solver,
     }
 
 
@@ -65,10 +85,12 @@ class SdxlDecoderConfig(LatentDiffusionConfig):
     num_heads: tuple[Count, ...]
     time_id_size: Whole
     norm_num_groups: Count = 32
-    scheduler: dict[str, object] = dataclasses.field(default_factory=_euler)
+    scheduler: dict[str, object] = dataclasses.field(default_factory=_published_scheduler)
     original_size: tuple[Count, Count] = (1024, 1024)
     crop: tuple[Whole, Whole] = (0, 0)
     empty_prompt: str | None = None
+
+    samplers: ClassVar[Mapping[SamplerName, Sampler]] = _SAMPLERS
 
     def __post_init__(self) -> None:
         for name in ("transformer_layers_per_block", "num_heads"):

@@ -319,7 +319,7 @@ class NextDiTBlock(nn.Module):
         self.attn2 = _CrossProjections(config)
         self.norm2 = RMSNorm(width, eps)
         self.ffn_norm1 = RMSNorm(width, eps)
-        self.feed_forward = SwiGLU(width, inner, silu_in_fp32=True)
+        self.feed_forward = SwiGLU(width, inner)
         self.ffn_norm2 = RMSNorm(width, eps)
         if config.fresh_gates == "open":
             nn.init.ones_(self.gate)

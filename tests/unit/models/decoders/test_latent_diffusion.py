@@ -85,6 +85,55 @@ def test_guidance_of_one_uses_no_empty_features(kind: str, monkeypatch: pytest.M
 
 
 @each_diffusion
+def test_guidance_acts_between_two_levels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a step has half of the rows; without any level, it is as without guidance."""
+    rows: list[int] = []
+
+    def run(scale: float = 3.0, **changes: Any) -> Tensor:
+        decoder = build(kind, **changes)
+        predict = decoder.predict
+        monkeypatch.setattr(
+            decoder, "predict", lambda noisy, *one: rows.append(len(noisy)) or predict(noisy, *one)
+        )
+        with torch.no_grad():
+            return decoder.sample_latents(*inputs(decoder), 8, guidance_scale=scale)
+
+    plain, guided = run(scale=1.0), run()
+    rows.clear()
+    upper = run(guidance_interval=(0.5, 1.0))
+    assert rows == sorted(rows, reverse=True)
+    assert set(rows) == {2, 4}
+    assert not torch.equal(upper, guided)
+    assert not torch.equal(upper, plain)
+    assert torch.equal(run(guidance_interval=(1.0, 1.0)), plain)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_layers_of_the_condition_run_once_with_the_same_result(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = build("sana")
+    features, noise = inputs(decoder)
+    fixed = {inner for layer in decoder.condition_layers for inner in layer.modules()}
+    runs: list[nn.Module] = []
+    plain = nn.Linear.forward
+
+    def count(layer: nn.Linear, given: Tensor) -> Tensor:
+        runs.extend({layer} & fixed)
+        return plain(layer, given)
+
+    monkeypatch.setattr(nn.Linear, "forward", count)
+    with torch.no_grad():
+        kept = decoder.sample_latents(features, noise, 4, guidance_scale=scale)
+        once = len(runs)
+        decoder.set_low_memory()
+        again = decoder.sample_latents(features, noise, 4, guidance_scale=scale)
+    assert once == len(set(runs)) > 4
+    assert len(runs) - once == 4 * once
+    assert torch.equal(kept, again)
+
+
+@each_diffusion
 def test_empty_features_can_be_given_with_a_call(kind: str) -> None:
     decoder = build(kind)
     features, noise = inputs(decoder)
@@ -109,7 +158,7 @@ def test_another_scheduler_can_take_over(kind: str) -> None:
         FlowMatchEulerDiscreteScheduler,
     )
 
-    decoder = build(kind)
+    decoder = build(kind, sampler="published")
     features, noise = inputs(decoder)
     with torch.no_grad():
         first = decoder.sample_latents(features, noise, 60)
@@ -128,7 +177,7 @@ def test_another_scheduler_can_take_over(kind: str) -> None:
 def test_a_scheduler_that_draws_noise_draws_it_from_the_seed_of_each_image() -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
-    decoder = build("sdxl")
+    decoder = build("sdxl", sampler="published")
     decoder.scheduler = EulerAncestralDiscreteScheduler.from_config(decoder.scheduler.config)
     features, noise = inputs(decoder, rows=3)
     before = torch.get_rng_state()
@@ -145,7 +194,7 @@ def test_every_image_of_a_large_batch_has_a_seed_of_its_own_in_half_precision() 
     """If the network predicts zeros, only the step noise differs between images."""
     from diffusers import EulerAncestralDiscreteScheduler
 
-    decoder = build("sdxl")
+    decoder = build("sdxl", sampler="published")
     decoder.scheduler = EulerAncestralDiscreteScheduler.from_config(decoder.scheduler.config)
     decoder.predict = lambda noisy, timestep, features: torch.zeros_like(noisy)
     features, noise = inputs(decoder, rows=256)
@@ -171,6 +220,54 @@ def test_hundreds_of_steps_are_counted_and_finite(kind: str, steps: int) -> None
     )
     assert done == list(range(1, steps + 1))
     assert bool(latents.isfinite().all())
+
+
+@each_diffusion
+def test_a_word_selects_the_published_sampler(kind: str) -> None:
+    """The fast sampler has another solver and fewer steps, on the same noise levels."""
+    fast = DECODERS.get(kind).tiny()
+    published = dataclasses.replace(fast, sampler="published")
+    assert published.solving_scheduler == published.scheduler == fast.scheduler
+    assert fast.num_steps < published.num_steps
+    changed = {
+        name for name, value in fast.solving_scheduler.items() if value != fast.scheduler.get(name)
+    }
+    assert changed
+    assert not changed & {"prediction_type", "num_train_timesteps", "beta_start", "beta_end"}
+    assert published.build().scheduler.config == build_scheduler(fast.scheduler).config
+
+
+@each_diffusion
+def test_the_fast_sampler_leaves_other_solvers_alone(kind: str) -> None:
+    config = DECODERS.get(kind).tiny()
+    fast = config.solving_scheduler
+    harmless = {**config.scheduler, "use_karras_sigmas": False, "trained_betas": None}
+    same = dataclasses.replace(config, scheduler=harmless)
+    assert same.solving_scheduler == {**harmless, **fast}
+    assert same.num_steps == config.num_steps
+    own = {**config.scheduler, "_class_name": "DDIMScheduler"}
+    other = dataclasses.replace(config, scheduler=own)
+    assert other.solving_scheduler == own
+    assert other.num_steps == config.samplers["published"].num_steps
+
+
+@each_diffusion
+def test_the_samplers_agree_after_many_steps(kind: str) -> None:
+    decoders = [build(kind, sampler=sampler) for sampler in ("published", "fast")]
+    features, noise = inputs(decoders[0])
+    with torch.no_grad():
+        one, other = (decoder.sample_latents(features, noise, 200) for decoder in decoders)
+    assert float((one - other).norm() / one.norm()) < 0.1
+
+
+@each_diffusion
+def test_a_number_of_steps_has_as_many_levels(kind: str) -> None:
+    """From 61 steps on, rounding in diffusers gives some numbers one level more."""
+    scheduler = build_scheduler(DECODERS.get(kind).tiny().solving_scheduler)
+    cpu = torch.device("cpu")
+    levels = [start_scheduler(scheduler, steps, cpu).timesteps for steps in range(1, 61)]
+    assert [len(one) for one in levels] == list(range(1, 61))
+    assert all(int(one.min()) >= 0 for one in levels)
 
 
 def test_published_schedules() -> None:
