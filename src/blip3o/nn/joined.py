@@ -13,10 +13,10 @@ from torch import Tensor, nn
 class JoinedLinear:
     """Layers with one input: a call returns their outputs side by side.
 
-    Plain linear layers on a CPU are copied in the layout of oneDNN's kernels. Otherwise a product
-    of few rows spends most of its time on changing the layout of the weights (bf16), or uses a
-    kernel that rounds differently from that of more rows (fp32). The copies do not follow later
-    changes of the weights.
+    Plain linear layers on a CPU are copied in the layout of oneDNN's kernels, if torch has them.
+    Otherwise the layers are called. A product that oneDNN has to lay out anew spends most of its
+    time on that (bf16), or uses a kernel that rounds differently from that of more rows (fp32).
+    The copies do not follow later changes of the weights.
 
     Args:
         layers: linear layers, plain or quantized.
@@ -51,9 +51,22 @@ def _can_copy(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Returns whether a layer is a plain product that oneDNN computes on this machine."""
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
         return False
-    weight = layer.weight
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    return layer.weight.device.type == "cpu" and _has_kernels(layer.weight.dtype)
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    """Returns whether torch has oneDNN's operators for a type of weights.
+
+    They are private: builds without oneDNN lack them, and later versions may rename them.
+    """
+    if not torch.backends.mkldnn.is_available():
         return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    names = ["_reorder_linear_weight", "_linear_pointwise"]
+    if dtype == torch.bfloat16:
+        names.append("_is_mkldnn_bf16_supported")
+    elif dtype != torch.float32:
+        return False
+    operators = torch.ops.mkldnn
+    if not all(hasattr(operators, name) for name in names):
+        return False
+    return dtype == torch.float32 or operators._is_mkldnn_bf16_supported()
