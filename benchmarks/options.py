@@ -10,6 +10,7 @@ NAMES = (
     "decoder_steps",
     "train_step",
     "loader",
+    "text",
     "chat",
     "serve",
     "scaling",

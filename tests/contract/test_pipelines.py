@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.decoding import RowDecoder
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text_sampling import TextSampling
 from blip3o.imaging.fit import ImageFitConfig
@@ -156,13 +157,14 @@ def user(text: str) -> Message:
 def watch_logits(pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Collects the logits of an answer, which show more of the inputs' influence than its words."""
     seen: list[Tensor] = []
-    plain = pipe.model.backbone.logits
+    plain = RowDecoder.logits
 
-    def watch(hidden: Tensor) -> Tensor:
-        seen.append(plain(hidden).clone())
-        return seen[-1].clone()
+    def watch(decoder: RowDecoder, hidden: Tensor) -> Tensor:
+        logits = plain(decoder, hidden)
+        seen.append(logits.masked_fill(logits.isinf(), 0.0))  # the placeholder
+        return logits
 
-    monkeypatch.setattr(pipe.model.backbone, "logits", watch)
+    monkeypatch.setattr(RowDecoder, "logits", watch)
     return seen
 
 

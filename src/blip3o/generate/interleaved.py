@@ -156,6 +156,7 @@ class Composer:
             UsageError: if marks and images differ in number, a conversation is too long, or an
                 image cannot be read.
         """
+        self._decoder.refresh()
         rows = []
         for messages, images in conversations:
             row, logits = self._start(messages, images, sampling)
@@ -167,12 +168,11 @@ class Composer:
         if only_image:
             self._draw(rows, sampling, draw_images)
             return [row.reply() for row in rows]
-        together = self._decoder.num_equal_places() if len(rows) > 1 else 1
         while going := [row for row in rows if row.answer.reason is None]:
             writing = [row for row in going if not row.answer.awaits_image]
-            for start in range(0, len(writing), together):
-                self._advance(writing[start : start + together], max_images)
-            if not writing:
+            if writing:
+                self._advance(writing, max_images)
+            else:
                 drawn = self._draw(going, sampling, draw_images)
                 for row, (clean, image) in zip(going, drawn, strict=True):
                     self._continue(row, clean, image, max_images)

@@ -185,14 +185,18 @@ class PlacedPipeline:
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
-        """Keeps weights on the CPU; the device holds only the component in use. Same results.
+        """Keeps weights on the CPU; the device holds only the component in use.
+
+        Images are the same bit for bit; logits of text differ by rounding.
 
         Raises a UsageError if the device ("auto" or a torch device) does not exist.
         """
         self._offload(device, by_block=False)
 
     def enable_sequential_cpu_offload(self, device: str | torch.device = "auto") -> None:
-        """Keeps weights on the CPU; the device holds only the block in use. Slow; same results.
+        """Keeps weights on the CPU; the device holds only the block in use. Slow.
+
+        Images are the same bit for bit; logits of text differ by rounding.
 
         Raises a UsageError if the device ("auto" or a torch device) does not exist.
         """

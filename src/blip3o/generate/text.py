@@ -38,7 +38,7 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def generate_tokens(
-    model: UnifiedModel,
+    decoder: RowDecoder,
     input_ids: Tensor,
     attention_mask: Tensor,
     prompt_images: PromptImages | None,
@@ -50,10 +50,10 @@ def generate_tokens(
 ) -> Iterator[Tensor]:
     """Yields the next token of every row [B] until all rows have stopped.
 
-    The placeholder of images is never chosen.
+    The prompts are read in one pass. The placeholder of images is never chosen.
 
     Args:
-        model: the model, in evaluation mode.
+        decoder: reads the prompts and adds tokens.
         input_ids: left-padded prompts, [B, T].
         attention_mask: True for real tokens, [B, T].
         prompt_images: images of the rows, from `UnifiedModel.prompt_images`.
@@ -61,24 +61,21 @@ def generate_tokens(
         pad_id: token id that a stopped row yields. It also ends a row, because released models
             sometimes end an answer with the end of the text instead of the turn.
         max_new_tokens: largest number of tokens per row.
-        choose: function from logits [B, V] to tokens [B]; greedy by default.
+        choose: function from logits [B, V] to tokens [B]; greedy by default. Those of a stopped row
+            are arbitrary.
     """
-    cache = model.backbone.new_cache()
-    hidden = model.text_states(input_ids, attention_mask, prompt_images, cache)
-    running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    placeholder = input_ids.new_tensor([model.config.backbone.image_token_id])
-    for _ in range(max_new_tokens):
-        logits = model.backbone.logits(hidden[:, -1])
-        # A placeholder represents an image of the prompt; an answer cannot hold one.
-        token = choose(logits.index_fill(-1, placeholder, -torch.inf))
-        token = torch.where(running, token, pad_id)
-        running = running & (token != stop_id) & (token != pad_id)
-        yield token
-        if not bool(running.any()):
+    prompts = decoder.read_batch(input_ids, attention_mask, prompt_images)
+    logits = torch.stack([prompt.logits for prompt in prompts])
+    running = list(range(len(prompts)))
+    for left in reversed(range(max_new_tokens)):
+        chosen = choose(logits).tolist()
+        tokens = {row: chosen[row] for row in running}
+        yield input_ids.new_tensor([tokens.get(row, pad_id) for row in range(len(prompts))])
+        running = [row for row, token in tokens.items() if token not in (stop_id, pad_id)]
+        if not (running and left):
             return
-        attention_mask = torch.cat([attention_mask, running.unsqueeze(1)], dim=1)
-        # A stopped row continues with masked padding, which no real token attends to.
-        hidden = model.text_states(token.unsqueeze(1), attention_mask, None, cache)
+        rows = [prompts[row].row for row in running]
+        logits[running] = decoder.advance(rows, [tokens[row] for row in running])
 
 
 class Writer:

@@ -84,15 +84,12 @@ class TextPipeline(PlacedPipeline):
         for answer in answers:
             answer.add(prompt.logits, likeliest)
         going = [(answer, prompt.row.fork()) for answer in answers if answer.reason is None]
-        together = self._writer.decoder.num_equal_places() if len(going) > 1 else 1
         while going:
-            for start in range(0, len(going), together):
-                group = going[start : start + together]
-                tokens = [answer.tokens[-1] for answer, _ in group]
-                logits = self._writer.decoder.advance([row for _, row in group], tokens)
-                best = logits.argmax(-1).tolist()
-                for (answer, _), own, token in zip(group, logits, best, strict=True):
-                    answer.add(own, token)
+            tokens = [answer.tokens[-1] for answer, _ in going]
+            logits = self._writer.decoder.advance([row for _, row in going], tokens)
+            best = logits.argmax(-1).tolist()
+            for (answer, _), own, token in zip(going, logits, best, strict=True):
+                answer.add(own, token)
             going = [(answer, row) for answer, row in going if answer.reason is None]
         return [answer.text.strip() for answer in answers]
 
@@ -164,7 +161,7 @@ class TextPipeline(PlacedPipeline):
         sampling = sampling.seeded()
         answers = [writer.answer(sampling, len(row)) for row in rows]
         steps = generate_tokens(
-            self.model,
+            writer.decoder,
             ids.to(self.device),
             mask.to(self.device),
             writer.images(pixels),

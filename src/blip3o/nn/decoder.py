@@ -15,6 +15,7 @@ from blip3o.nn.attention import attend
 from blip3o.nn.mlp import SwiGLU
 from blip3o.nn.norm import RMSNorm
 from blip3o.nn.rope import RopeTable, rotate_halves, sequence_rope_table
+from blip3o.nn.token_step import StepLayer, StepParts
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of some tokens in one layer, [B, G, S, K] each."""
@@ -132,6 +133,21 @@ class DecoderBlock(nn.Module):
         hidden = hidden + self.out(mixed.flatten(2))
         return hidden + self.mlp(self.norm_mlp(hidden)), (key, value)
 
+    def step_layer(self) -> StepLayer:
+        """Returns the modules of the block for a `TokenStep`."""
+        query, key = self.norm_query, self.norm_key
+        is_normed = isinstance(query, RMSNorm) and isinstance(key, RMSNorm)
+        return StepLayer(
+            norm_attention=self.norm_attention.weight,
+            heads=(self.qkv,),
+            norm_heads=(query.weight, key.weight) if is_normed else None,
+            out=self.out,
+            norm_mlp=self.norm_mlp.weight,
+            gate=self.mlp.linear_1,
+            up=self.mlp.linear_3,
+            down=self.mlp.linear_2,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderOutput:
@@ -170,7 +186,7 @@ class CausalDecoder(nn.Module):
         init_std: float,
     ) -> None:
         super().__init__()
-        self._rotary_dim, self._rope_theta = rotary_dim, rope_theta
+        self._sizes, self._rotary_dim, self._rope_theta = sizes, rotary_dim, rope_theta
         self.embed_tokens = nn.Embedding(vocab_size, sizes.hidden_size)
         self.layers = nn.ModuleList(DecoderBlock(sizes, layer) for layer in range(num_layers))
         self.norm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
@@ -199,7 +215,7 @@ class CausalDecoder(nn.Module):
             output_hidden_states: also return the states after each layer.
         """
         hidden, states = inputs_embeds, [inputs_embeds]
-        table = sequence_rope_table(position_ids.unsqueeze(1), self._rotary_dim, self._rope_theta)
+        table = self._rope(position_ids.unsqueeze(1))
         padded = None
         if packing is None and past_key_values is not None:
             assert isinstance(past_key_values, PaddedCache)
@@ -218,3 +234,18 @@ class CausalDecoder(nn.Module):
             states.append(hidden)
         states[-1] = hidden = self.norm(hidden)
         return DecoderOutput(hidden, tuple(states) if output_hidden_states else None)
+
+    def step_parts(self) -> StepParts:
+        """Returns the modules and sizes of the decoder for a `TokenStep`."""
+        layers = [layer for layer in self.layers if isinstance(layer, DecoderBlock)]
+        return StepParts(
+            layers=[layer.step_layer() for layer in layers],
+            norm=self.norm.weight,
+            norm_eps=self._sizes.norm_eps,
+            num_heads=self._sizes.num_heads,
+            num_kv_heads=self._sizes.num_kv_heads,
+            rope=self._rope,
+        )
+
+    def _rope(self, positions: Tensor) -> RopeTable:
+        return sequence_rope_table(positions, self._rotary_dim, self._rope_theta)

@@ -151,7 +151,7 @@ def test_the_cache_counts_text_and_patches_and_keeps_what_it_knew(
     before: list[list[Tensor]] = []
 
     def plan_row(backbone: Any, row: RowCache) -> Any:
-        before.append([layer.clone() for layer in row.layers()])
+        before.append([one.clone() for pair in row.key_values() for one in pair])
         return plan(backbone, row)
 
     def keep_image(backbone: Any, row: RowCache, clean: Tensor) -> RowCache:
@@ -167,9 +167,10 @@ def test_the_cache_counts_text_and_patches_and_keeps_what_it_knew(
     for row, kept, known in seen:
         assert kept.num_tokens == row.num_tokens + patches  # and not more, whatever the steps
         assert kept.position == row.position + (patches if rule == "sequential" else 1)
-        for layer, old, plain in zip(kept.layers(), row.layers(), known, strict=True):
+        sides = ([one for pair in cache.key_values() for one in pair] for cache in (kept, row))
+        for new, old, plain in zip(*sides, known, strict=True):
             assert torch.equal(old, plain)  # drawing left no trace
-            assert torch.equal(layer[:, :, :, : row.num_tokens], old)
+            assert torch.equal(new[:, :, : row.num_tokens], old)
     row, chat = watched.row, pipe.chat_template
     places = chat.image_places(row.ids, [IGNORE_LABEL] * len(row.ids))
     text = len(row.ids) - sum(place.length for place in places)

@@ -33,7 +33,7 @@ def generate(
 ) -> list[list[int]]:
     ids, mask = left_pad(rows, pipe.tokenizer.pad_id)
     steps = generate_tokens(
-        pipe.model,
+        RowDecoder(pipe.model),
         ids,
         mask,
         None,
@@ -89,18 +89,18 @@ def test_the_end_of_a_text_ends_an_answer(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Released models end some answers with this token; the tokens after it are nonsense."""
-    pad, plain = tiny_pipe.tokenizer.pad_id, tiny_pipe.model.backbone.logits
+    pad, plain = tiny_pipe.tokenizer.pad_id, RowDecoder.advance
     said: list[None] = []
 
-    def ends(hidden: torch.Tensor) -> torch.Tensor:
-        logits = plain(hidden)
-        logits[:1, pad] += 1e4 * (len(said) == 1)  # the first row's second token
+    def ends(*given: Any) -> torch.Tensor:
+        logits = plain(*given)
+        logits[:1, pad] += 1e4 * (not said)  # the first row's second token
         said.append(None)
         return logits
 
     rows = rows_of(3, 9)
     full = generate(tiny_pipe, rows)
-    monkeypatch.setattr(tiny_pipe.model.backbone, "logits", ends)
+    monkeypatch.setattr(RowDecoder, "advance", ends)
     first, second = generate(tiny_pipe, rows)
     assert first == [full[0][0]] + [pad] * 5
     assert second == full[1]
@@ -111,7 +111,7 @@ def test_the_end_of_a_text_ends_an_answer(
 def test_answers_carry_no_gradient_even_when_read_late(tiny_pipe: Blip3oPipeline) -> None:
     ids, mask = left_pad(rows_of(4), 0)
     steps = generate_tokens(
-        tiny_pipe.model, ids, mask, None, stop_id=NO_STOP, pad_id=0, max_new_tokens=2
+        RowDecoder(tiny_pipe.model), ids, mask, None, stop_id=NO_STOP, pad_id=0, max_new_tokens=2
     )
     assert torch.is_grad_enabled()
     assert not any(token.requires_grad for token in steps)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.generate.decoding import RowDecoder
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones import packed
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
@@ -137,7 +138,7 @@ def test_batches_without_padding_and_answers_are_as_before(
         with torch.no_grad():
             states = model.text_states(ids, ones)
             answer = generate_tokens(
-                model, rows, mask, None, stop_id=-1, pad_id=0, max_new_tokens=4
+                RowDecoder(model), rows, mask, None, stop_id=-1, pad_id=0, max_new_tokens=4
             )
             found.append((states, torch.stack(list(answer), 1)))
     assert not passes

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.backbones import ragged as ragged_module
@@ -13,14 +14,36 @@ from blip3o.models.backbones.ragged import RowBatch, RowCache
 SIZE = 4
 
 
-@pytest.fixture(params=BACKBONES.names())
-def backbone(request: pytest.FixtureRequest) -> Any:
+def build(name: str) -> Any:
     torch.manual_seed(0)
-    backbone = BACKBONES.get(request.param).tiny().build().eval()
+    backbone = BACKBONES.get(name).tiny().build().eval()
     for parameter in backbone.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
+        else:
+            nn.init.normal_(parameter, mean=1.0, std=0.1)
     return backbone
+
+
+PASSES: dict[str, Any] = {
+    "own layers": None,
+    "called": {"may_copy": False},
+    "copied": {"may_copy": True},
+}
+"""Passes of one token: by the decoder's own layers, and by a `TokenStep`."""
+
+
+@pytest.fixture(params=PASSES, autouse=True)
+def _a_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.SETTINGS", PASSES[request.param])
+
+
+SETTINGS: Any = None
+
+
+@pytest.fixture(params=BACKBONES.names())
+def backbone(request: pytest.FixtureRequest) -> Any:
+    return build(request.param)
 
 
 def prompt(length: int) -> Tensor:
@@ -33,15 +56,23 @@ def read(backbone: Any, ids: Tensor, positions: Tensor | None = None) -> RowCach
     cache = backbone.new_cache()
     extra = {} if positions is None else {"positions": positions}
     backbone(backbone.embed(ids), torch.ones_like(ids).bool(), cache, **extra)
-    return backbone.new_row(cache)
+    return backbone.new_rows(cache, torch.ones_like(ids).bool())[0]
 
 
 @torch.no_grad()
 def step(backbone: Any, rows: list[RowCache], tokens: list[int]) -> Tensor:
+    """Returns the logits of the next tokens, [R, V]."""
     ids = torch.tensor([tokens + [0] * (SIZE - len(tokens))]).T
-    states = backbone(backbone.embed(ids), torch.ones_like(ids).bool(), RowBatch(rows, SIZE))
-    assert states.shape == (SIZE, 1, backbone.config.hidden_size)
-    return states[: len(rows), 0]
+    embeds, batch = backbone.embed(ids), RowBatch(rows, SIZE)
+    if SETTINGS is None:
+        states = backbone(embeds, torch.ones_like(ids).bool(), batch)
+        assert states.shape == (SIZE, 1, backbone.config.hidden_size)
+        logits = backbone.logits(states[:, 0])
+    else:
+        fast = backbone.token_step(num_rows=SIZE, **SETTINGS)
+        logits = fast.logits(batch.fast_states(fast, embeds[:, 0]))
+    assert logits.shape == (SIZE, backbone.config.vocab_size)
+    return logits[: len(rows)]
 
 
 def walk(backbone: Any, row: RowCache, tokens: list[int]) -> list[Tensor]:
@@ -51,29 +82,29 @@ def walk(backbone: Any, row: RowCache, tokens: list[int]) -> list[Tensor]:
 def test_a_row_continues_like_a_whole_pass(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ragged_module, "_BLOCK", 3)  # so that it grows several times
     ids, tokens = prompt(5), list(range(20, 31))
-    states = walk(backbone, read(backbone, ids), tokens)
+    logits = walk(backbone, read(backbone, ids), tokens)
     whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
     with torch.no_grad():
-        expected = backbone(backbone.embed(whole), torch.ones_like(whole).bool())[0, 5:]
-    torch.testing.assert_close(torch.stack(states), expected, rtol=1e-4, atol=1e-5)
+        states = backbone(backbone.embed(whole), torch.ones_like(whole).bool())[0, 5:]
+        expected = backbone.logits(states)
+    torch.testing.assert_close(torch.stack(logits), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rotary_positions_continue_after_those_of_an_image() -> None:
-    torch.manual_seed(0)
-    backbone = BACKBONES.get("qwen2_5_vl").tiny().build().eval()
+    backbone = build("qwen2_5_vl")
     ids, tokens = prompt(9), [20, 21, 22]
     # Nine tokens that span six positions, as after an image.
     positions = torch.tensor([0, 1, 2, 2, 2, 2, 3, 4, 5]).expand(3, 1, -1)
     row = read(backbone, ids, positions)
     assert (row.num_tokens, row.position) == (9, 6)
-    states = walk(backbone, row, tokens)
+    logits = walk(backbone, row, tokens)
     assert (row.num_tokens, row.position) == (12, 9)
     whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
     places = torch.cat([positions, torch.tensor([6, 7, 8]).expand(3, 1, -1)], dim=2)
     with torch.no_grad():
         mask = torch.ones_like(whole).bool()
-        expected = backbone(backbone.embed(whole), mask, None, places)[0, 9:]
-    torch.testing.assert_close(torch.stack(states), expected, rtol=1e-4, atol=1e-5)
+        expected = backbone.logits(backbone(backbone.embed(whole), mask, None, places)[0, 9:])
+    torch.testing.assert_close(torch.stack(logits), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_has_the_same_bits_in_any_batch(backbone: Any) -> None:
@@ -116,15 +147,15 @@ def test_forks_are_independent(backbone: Any) -> None:
 def test_a_failed_pass_can_be_repeated(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [read(backbone, prompt(length)) for length in (4, 7)]
     expected = step(backbone, [row.fork() for row in rows], [20, 21])
-    attend, calls = RowBatch.attend, []
+    attend, calls = functional.scaled_dot_product_attention, []
 
-    def breaks(*arguments: Any) -> Tensor:
+    def breaks(*arguments: Any, **settings: Any) -> Tensor:
         calls.append(None)
-        if len(calls) == 2:  # in the second layer
+        if len(calls) == 3:  # in the second layer
             raise MemoryError
-        return attend(*arguments)
+        return attend(*arguments, **settings)
 
-    monkeypatch.setattr(RowBatch, "attend", breaks)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", breaks)
     with pytest.raises(MemoryError):
         step(backbone, rows, [20, 21])
     assert [row.num_tokens for row in rows] == [4, 7]

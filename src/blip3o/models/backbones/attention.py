@@ -1,4 +1,4 @@
-"""The attention function of backbones, which transformers' layers look up by name."""
+"""Decoders of transformers: their attention function, and their modules for a pass of one token."""
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from blip3o.models.backbones.packed import Packing
 from blip3o.models.backbones.ragged import RowBatch
 from blip3o.nn.attention import attend, prefers_products
+from blip3o.nn.token_step import StepLayer, StepParts
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel
@@ -67,4 +68,44 @@ def attention(
 
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **others
+    )
+
+
+def step_parts(decoder: Any) -> StepParts:  # noqa: ANN401  (their classes share only names)
+    """Returns the modules and sizes of a decoder of transformers for a `TokenStep`.
+
+    Args:
+        decoder: one of the Llama family, as all that `with_attention` returned.
+    """
+    config, weight = decoder.config, decoder.embed_tokens.weight
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        # A decoder with three axes expands them itself, but its rotary embedding does not.
+        axes = (3, 1, -1) if hasattr(decoder.rotary_emb, "mrope_section") else (1, -1)
+        cos, sin = decoder.rotary_emb(weight, positions.expand(axes))
+        half = cos.shape[-1] // 2
+        return cos[0, :, :half], sin[0, :, :half]
+
+    return StepParts(
+        layers=[_step_layer(layer) for layer in decoder.layers],
+        norm=decoder.norm.weight,
+        norm_eps=config.rms_norm_eps,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        rope=rope,
+    )
+
+
+def _step_layer(layer: Any) -> StepLayer:  # noqa: ANN401  (as above)
+    attention, mlp = layer.self_attn, layer.mlp
+    has_norms = hasattr(attention, "q_norm")
+    return StepLayer(
+        norm_attention=layer.input_layernorm.weight,
+        heads=(attention.q_proj, attention.k_proj, attention.v_proj),
+        norm_heads=(attention.q_norm.weight, attention.k_norm.weight) if has_norms else None,
+        out=attention.o_proj,
+        norm_mlp=layer.post_attention_layernorm.weight,
+        gate=mlp.gate_proj,
+        up=mlp.up_proj,
+        down=mlp.down_proj,
     )

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import Dataclass
+from blip3o.models.backbones.attention import step_parts
 from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.backbones.packed import PackedCache, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
+from blip3o.nn.decoder import CausalDecoder
+from blip3o.nn.token_step import TokenStep
 
 if TYPE_CHECKING:
     from blip3o.models.backbones.cache import Decoder
@@ -323,11 +326,44 @@ class Backbone(nn.Module, Generic[ConfigT]):
         """
         return PackedCache() if packed else KeyValueCache()
 
-    def new_row(self, cache: "BackboneCache") -> RowCache:
-        """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
-        assert not isinstance(cache, PackedCache), "a row is read with padding"
-        deltas = cache.rope_deltas
-        return RowCache.of(cache.key_values(), 0 if deltas is None else int(deltas[0]))
+    def new_rows(self, cache: "BackboneCache", attention_mask: Tensor) -> list[RowCache]:
+        """Returns the rows of a cache without their padding, for a `RowBatch`.
+
+        Args:
+            cache: filled by a pass over whole rows.
+            attention_mask: the mask of that pass, [B, T].
+        """
+        assert not isinstance(cache, PackedCache), "rows are read with padding"
+        deltas = [0] * len(attention_mask)
+        if cache.rope_deltas is not None:
+            deltas = cache.rope_deltas.tolist()
+        pairs, is_whole = cache.key_values(), bool(attention_mask.all())
+        places = [None if is_whole else one.nonzero().squeeze(1) for one in attention_mask]
+        return [
+            RowCache.of(pairs, int(deltas[row]), row=row, places=places[row])
+            for row in range(len(attention_mask))
+        ]
+
+    def token_step(self, *, may_copy: bool, num_rows: int) -> TokenStep | None:
+        """Returns a fast pass of one token for each row; None if the weights are elsewhere.
+
+        Offloaded weights are elsewhere. When modules or weights change, a new one is needed.
+
+        Args:
+            may_copy: see `JoinedLinear`.
+            num_rows: see `TokenStep`.
+        """
+        if any(weight.is_meta for weight in self.decoder.parameters()):
+            return None
+        head = self.lm_head
+        if head is None:
+            weight = self.decoder.embed_tokens.weight
+            head = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+            head.weight = weight
+        decoder = self.decoder
+        own = isinstance(decoder, CausalDecoder)
+        parts = decoder.step_parts() if own else step_parts(decoder)
+        return TokenStep(parts, head, may_copy=may_copy, num_rows=num_rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns vocabulary logits [..., V] of hidden states [..., D]."""

@@ -318,7 +318,7 @@ class Generator(nn.Module):
         cache = backbone.new_cache()
         embeds = backbone.embed(rows.input_ids, rows.images)
         states = backbone(embeds, rows.attention_mask, cache)
-        return backbone.new_row(cache), states[:, -1]
+        return backbone.new_rows(cache, rows.attention_mask)[0], states[:, -1]
 
     def plan_row(self, backbone: Backbone[Any], row: RowCache) -> Plan:
         """Returns the plan of the image after a row; only if `appends_images`."""
