@@ -121,7 +121,9 @@ def model_of(plan: Plan | None = None, logits: Tensor | None = None) -> UnifiedM
         plan=lambda prompts, **options: plan,
         generator=SimpleNamespace(loss_weight=torch.ones_like),
         text_states=lambda *inputs: logits,
-        backbone=SimpleNamespace(logits=lambda states: states),
+        backbone=SimpleNamespace(
+            logits=lambda states: states, config=SimpleNamespace(vocab_size=1)
+        ),
     )
     return cast(UnifiedModel, model)
 

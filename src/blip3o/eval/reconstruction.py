@@ -131,7 +131,8 @@ class ReconstructionBenchmark(Benchmark):
         no worst value; they are those of the reconstructions that exist, and a note says so.
         """
         means = self.resampled(rows)
-        present = [row.judgement.data for row in rows if row.judgement is not None]
+        in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # distances round
+        present = [row.judgement.data for row in in_order if row.judgement is not None]
         figures: dict[str, Any] = {
             "psnr": means.overall,
             **{name: _mean([data.get(name) for data in present]) for name in _FIGURES[1:]},
