@@ -275,7 +275,7 @@ def draw_inflation(
     axes.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates])
     axes.set_xlabel("leaked share of the tuning set", fontsize=9)
     axes.set_ylabel("change of the score", fontsize=9)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.grid(alpha=0.3)
     figure.tight_layout()
     with atomic_file(file, is_shared=True) as scratch:
