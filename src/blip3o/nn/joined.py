@@ -29,7 +29,8 @@ class JoinedLinear:
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         plain = [layer for layer in self._layers if _can_copy(layer)]
-        if may_copy and len(plain) == len(self._layers):
+        is_alike = len({layer.weight.dtype for layer in plain}) == 1
+        if may_copy and is_alike and len(plain) == len(self._layers):
             weight = torch.cat([layer.weight.detach() for layer in plain])
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
             biases = [layer.bias.detach() for layer in plain if layer.bias is not None]
@@ -38,7 +39,8 @@ class JoinedLinear:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Returns [R, O] for inputs [R, I]; not differentiable."""
-        if self._weight is not None:
+        # Autocast chooses the type of each layer's product, but knows none of the operators.
+        if self._weight is not None and not torch.is_autocast_enabled("cpu"):
             return torch.ops.mkldnn._linear_pointwise(
                 inputs, self._weight, self._bias, "none", [], ""
             )

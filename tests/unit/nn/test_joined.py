@@ -58,3 +58,15 @@ def test_layers_are_called_where_the_operators_are_missing(
     with torch.no_grad():
         product = JoinedLinear(parts, may_copy=True, num_rows=8)
         assert torch.equal(product(inputs), expected)
+
+
+@pytest.mark.parametrize("halves", [(True, True, True), (False, True, True)])
+def test_autocast_and_layers_of_two_types_give_the_bits_of_the_layers(
+    halves: tuple[bool, ...],
+) -> None:
+    parts, inputs = layers(torch.float32, bias=False), torch.randn(3, 48)
+    for part, is_half in zip(parts, halves, strict=True):
+        part.to(torch.bfloat16 if is_half else torch.float32)
+    product = JoinedLinear(parts, may_copy=True, num_rows=8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(product(inputs), side_by_side(parts, inputs))
