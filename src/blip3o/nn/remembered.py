@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def remembered(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Within the context, a layer returns its last output while it gets the same memory as input.
 
-    The results are the same bit for bit, as long as nobody writes into an input. The last input
+    The results are the same bit for bit, unless the network writes into an input. The last input
     and output of each layer are kept until the context ends. Compiled code is not affected.
 
     Args:
