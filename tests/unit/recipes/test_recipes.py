@@ -362,6 +362,8 @@ def test_pocket_stages_read_the_shards_that_their_task_needs() -> None:
         matching = {kind for kind in kinds if fnmatch(f"{kind}-000000.tar", pattern)}
         fitting = {"edit": ["edits"], "text_to_image": ["scenes", "pairs", "groups"]}
         fitting["rollout"] = fitting["text_to_image"]
+        if entry.conversation is None:  # only scenes have the other conversations
+            fitting["image_to_text"] = ["scenes", "pairs", "groups"]
         assert len(matching) == 1, entry
         assert matching <= set(fitting.get(entry.task, ["scenes"])), entry
         assert str(folder) in {"runs/scenes", "runs/scenes-small"}

@@ -38,15 +38,15 @@ from blip3o.data.scenes.words import shuffled
 from blip3o.data.scenes.world import FULL, World
 from blip3o.data.sources.references import image_role
 
-VERSION = 9
+VERSION = 10
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
     "scenes": (5_400, 0.28),
     "edits": (4_500, 0.45),
-    "pairs": (3_750, 0.25),
+    "pairs": (4_300, 0.25),
     "chains": (7_000, 0.75),
-    "groups": (4_250, 0.39),
+    "groups": (4_800, 0.39),
 }
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""
 _MEASURED_PX = 192
@@ -309,6 +309,7 @@ def _group_sample(what: Literal["pairs", "groups"], settings: ScenesExport, inde
     fields = {
         "captions": captions,
         "restated": _turns([restate(request_of(scene, rng), rng)]),
+        "conversations": _turns(conversation(scene, rng), f"{IMAGE_MARK}\n"),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

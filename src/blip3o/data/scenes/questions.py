@@ -11,7 +11,7 @@ from blip3o.data.scenes.words import named_uniquely, pick, shuffled
 
 KINDS: tuple[str, ...] = tuple(kind for kind in FORMS if kind != "describe")
 """Kinds of questions with short answers."""
-_OFTEN = ("what", "color", "count", "where", "yes_no", "yes_no", "either", "relation")
+_OFTEN = ("count", "where", "yes_no", "yes_no", "list", "caption", "background", "background")
 """Kinds that a conversation asks for more often than once in a round of all kinds."""
 _TURNS = 6
 """Questions of a conversation."""
