@@ -39,6 +39,7 @@ class _Facts(TypedDict):
     step: int
     samples_seen: int
     nonfinite_steps: int
+    is_compiled: NotRequired[bool | None]
     window: Sums
     config: dict[str, object]
     files: NotRequired[dict[str, int]]
@@ -101,6 +102,7 @@ class Checkpoints:
             "step": state.step,
             "samples_seen": state.samples_seen,
             "nonfinite_steps": state.nonfinite_steps,
+            "is_compiled": state.is_compiled,
             "window": dict(state.window),
             "config": config,
         }
@@ -224,6 +226,7 @@ class Checkpoints:
             step=facts["step"],
             samples_seen=facts["samples_seen"],
             nonfinite_steps=facts["nonfinite_steps"],
+            is_compiled=facts.get("is_compiled"),  # older versions did not choose
             window={name: (value, count) for name, (value, count) in facts["window"].items()},
         )
         shapes = self._store.shapes(folder)

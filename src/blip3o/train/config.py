@@ -112,7 +112,8 @@ class TrainConfig:
         ema_decay: decay of the averaged weights, which the final model gets.
         precision: dtype of matrix products; weights stay float32.
         device: "auto" or a torch device.
-        compile: compile the model's repeated blocks.
+        compile: compile the model's repeated blocks. "auto" does so where it makes a long run of
+            one process faster; see `train.compiling`.
         activation_checkpointing: blocks keep only their inputs and run again in the backward pass:
             the same gradients with far less memory and a third more time. "auto" does so if the
             activations of the first step would fill half of the free memory.
@@ -139,7 +140,7 @@ class TrainConfig:
     ema_decay: NotNegative = 0.999
     precision: PrecisionName = "auto"
     device: str = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     activation_checkpointing: bool | Literal["auto"] = "auto"
     padding_free: bool = False
     profile: bool = False

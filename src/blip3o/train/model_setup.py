@@ -12,15 +12,8 @@ from blip3o.core.log import say
 from blip3o.models.unified import UnifiedModel
 from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.objectives import PreparesModel
+from blip3o.train.compiling import compile_blocks
 from blip3o.train.config import RunConfig, TrainConfig
-
-_MOST_FORMS = 16
-"""Compiled forms of a block after which torch runs plain code for new ones; 8 by default.
-
-The layers share them. Prompts, images after a prompt, rows of more keys than `nn.attention` takes
-products for, and inputs with and without gradient need each a form for the first size, one for
-other lengths and one for any size.
-"""
 
 
 @runtime_checkable
@@ -94,14 +87,17 @@ def apply_switches(model: nn.Module, train: TrainConfig) -> None:
             model.backbone.padding_free = True
         else:
             say("warning: train.padding_free does nothing: the model has no backbone")
-    if train.compile:
-        whole: object = model  # to a type checker, an nn.Module has every attribute
-        if not isinstance(whole, Compilable):
+    if train.compile is True:
+        blocks = blocks_of(model)
+        if not blocks:
             say("warning: train.compile does nothing: the model names no compile_targets()")
-            return
-        torch._dynamo.config.recompile_limit = _MOST_FORMS
-        for module in whole.compile_targets():
-            module.compile()
+        compile_blocks(blocks)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Returns the modules to compile one by one; none if the model names none."""
+    whole: object = model  # to a type checker, an nn.Module has every attribute
+    return whole.compile_targets() if isinstance(whole, Compilable) else []
 
 
 def halve_frozen(model: nn.Module, dtype: torch.dtype) -> bool:

@@ -27,6 +27,7 @@ class TrainState:
         step: number of optimizer steps done.
         samples_seen: number of samples trained on.
         nonfinite_steps: number of steps that updated nothing.
+        is_compiled: whether the blocks are compiled; None before a run has chosen.
         window: (sum, count) by name since the last line of metrics, so that a resumed run logs
             the same averages.
     """
@@ -34,6 +35,7 @@ class TrainState:
     step: int = 0
     samples_seen: int = 0
     nonfinite_steps: int = 0
+    is_compiled: bool | None = None
     window: Sums = dataclasses.field(default_factory=dict)
 
 

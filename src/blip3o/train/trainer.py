@@ -26,6 +26,7 @@ from blip3o.train.activations import count_activations, needs_checkpointing
 from blip3o.train.adapters import add_adapters
 from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
+from blip3o.train.compiling import TRIAL_STEP, compile_blocks, is_compiling_faster
 from blip3o.train.config import RunConfig
 from blip3o.train.diverged import DivergedError, are_finite, diverged, explaining
 from blip3o.train.environment import Notes, write_environment
@@ -33,6 +34,7 @@ from blip3o.train.flops import FlopCount, count_flops, peak_tflops
 from blip3o.train.learner import Learner, check_batches, local, name_objectives
 from blip3o.train.model_setup import (
     apply_switches,
+    blocks_of,
     halve_frozen,
     prepare_model,
     set_mode,
@@ -135,6 +137,7 @@ class Trainer:
         )
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
+        self._first_done: tuple[int, float] | None = None
         self._has_chosen = train.activation_checkpointing != "auto"
         self._named_objectives = name_objectives(objectives)
         self._policies = Policies(
@@ -210,6 +213,8 @@ class Trainer:
             return
         if self.state.step:
             say(f"resuming {self.run_dir} at step {self.state.step}")
+            if train.compile == "auto" and self.state.is_compiled:
+                compile_blocks(blocks_of(self.model))
         if is_main():
             self.run_dir.mkdir(parents=True, exist_ok=True)
             save_yaml(self.config, self.run_dir / "config.yaml")
@@ -260,7 +265,8 @@ class Trainer:
             samples = sum(one.samples for one in all_loaded)
             tokens = sum(one.tokens for one in all_loaded)
             # The first step of a start may try out a forward pass, which must not be counted.
-            is_counting = window.flops_per_token is None and self._has_chosen and not train.compile
+            is_plain = train.compile is not True and not state.is_compiled
+            is_counting = window.flops_per_token is None and self._has_chosen and is_plain
             counting = count_flops(self.model) if is_counting else nullcontext(FlopCount())
             with self._explaining(), counting as count:
                 sums = self._step(groups, rate)
@@ -268,6 +274,7 @@ class Trainer:
                 window.flops_per_token = sum(exchange(count.total)) / max(tokens, 1)
             window.add(sums, samples, tokens, max(one.waited for one in all_loaded))
             state.step += 1
+            self._first_done = self._first_done or (state.step, time.monotonic())
             state.samples_seen += samples
             is_last = state.step == train.steps
             if profiler is not None:
@@ -338,11 +345,10 @@ class Trainer:
         self.learner.gather()
         if not self._has_chosen:
             self._choose_checkpointing(rolled, counts)
-        terms: Terms = []
-        for number, total in enumerate(totals):
-            for batch, count in zip(rolled[number], counts[number], strict=True):
-                if any(count):
-                    terms += self._backward(number, batch, total)
+        backward = functools.partial(self._all_backward, rolled, counts, totals)
+        if self._may_compile():
+            self._choose_compiling(backward)
+        terms = backward()
         self.learner.reduce()
         norm = clip_gradients(self.parameters.values(), self.config.train.grad_clip)
         if is_main():
@@ -356,6 +362,29 @@ class Trainer:
             return sums
         self._count_nonfinite()
         return {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
+
+    def _may_compile(self) -> bool:
+        """Returns whether the next step may choose to compile; later steps keep the choice."""
+        state, train = self.state, self.config.train
+        is_open = train.compile == "auto" and state.is_compiled is None
+        return is_open and state.step >= TRIAL_STEP and world_size() == 1
+
+    def _choose_compiling(self, backward: Callable[[], Terms]) -> None:
+        """Compiles the blocks if that makes the rest of the run faster; changes nothing else."""
+        train, state = self.config.train, self.state
+        if self._first_done is None or self._first_done[0] == state.step:
+            return  # the first steps of a start are slower than others
+        step, begin = self._first_done
+        seconds = (time.monotonic() - begin) / (state.step - step) * (train.steps - state.step)
+        buffers = [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
+        with torch.random.fork_rng():
+            state.is_compiled = is_compiling_faster(
+                blocks_of(self.model), backward, self.config, self.precision, seconds
+            )
+        with torch.no_grad():  # running statistics
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _choose_checkpointing(
         self, batches: Sequence[Sequence[Batch]], counts: Sequence[Sequence[Counts]]
@@ -387,6 +416,20 @@ class Trainer:
             return self._policies.roll_out(batches, self.config.train.seed, self.precision)
         finally:
             self._set_modes()
+
+    def _all_backward(
+        self,
+        batches: Sequence[Sequence[Batch]],
+        counts: Sequence[Sequence[Counts]],
+        totals: Sequence[Counts],
+    ) -> Terms:
+        """Adds up the gradients of a step."""
+        terms: Terms = []
+        for number, total in enumerate(totals):
+            for batch, count in zip(batches[number], counts[number], strict=True):
+                if any(count):
+                    terms += self._backward(number, batch, total)
+        return terms
 
     def _backward(self, number: int, batch: Batch, totals: Counts) -> Terms:
         name, objective = list(self._named_objectives.items())[number]
