@@ -22,6 +22,12 @@ _LARGEST_TEXT = 64 * 2**20
 """Most bytes of a text file (prompts, settings): a device file may never end."""
 
 
+def user_cache(name: str) -> Path:
+    """Returns the folder of a kind of data that this user may lose; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "blip3o" / name
+
+
 def write_atomic(path: Path, content: bytes | str, *, is_shared: bool = False) -> None:
     """Writes a complete file or nothing.
 

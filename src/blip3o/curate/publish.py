@@ -25,6 +25,7 @@ from blip3o.curate.config import CurateConfig
 from blip3o.curate.draft import Draft
 from blip3o.curate.images import ImageStore
 from blip3o.data.pack import pack
+from blip3o.data.sources.shards import INDEX_SUFFIX
 
 DATA = "data"
 RECORDS, PREFERENCES = "records.jsonl", "preferences.jsonl"
@@ -102,7 +103,10 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
                 shard_size=config.shard_size,
                 jobs=1,
             )
-            (scratch / f"{config.name}.pack.json").unlink()  # times of files; this folder is whole
+            # Files with times of files would differ between equal runs. Nothing is left to resume,
+            # and the indices of the shards are written again on their first use.
+            for file in (scratch / f"{config.name}.pack.json", *scratch.glob("*" + INDEX_SUFFIX)):
+                file.unlink()
             _write_scores(scratch / "scores.parquet", drafts)
             (scratch / "curation.yaml").write_text(dump_yaml(config), encoding="utf-8")
             (scratch / "README.md").write_text(card(config, drafts, started), encoding="utf-8")

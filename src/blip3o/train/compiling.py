@@ -7,7 +7,6 @@ is kept for later runs on this machine.
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import time
@@ -19,7 +18,7 @@ from torch import nn
 
 from blip3o.core.config import to_dict
 from blip3o.core.device import Precision
-from blip3o.core.files import write_atomic
+from blip3o.core.files import user_cache, write_atomic
 from blip3o.core.log import say
 from blip3o.train.config import RunConfig
 
@@ -68,7 +67,7 @@ def is_compiling_faster(
     """
     if not blocks or seconds_left < _LEAST_SECONDS:
         return False
-    file = _cache_folder() / f"{_key(config, precision)}.json"
+    file = user_cache("compiling") / f"{_key(config, precision)}.json"
     times = _read(file)
     if times is not None:
         is_faster = times["compiled"] <= _LARGEST_SHARE * times["plain"]
@@ -117,11 +116,6 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "blip3o" / "compiling"
 
 
 def _key(config: RunConfig, precision: Precision) -> str:

@@ -167,9 +167,9 @@ class Lab:
 
     @staticmethod
     def content_of(out: Path) -> dict[str, str]:
-        """Returns the hash of each file of a finished set, but not of the settings and indices."""
-        files = [out / "records.jsonl", out / "preferences.jsonl", *(out / "data").glob("*.tar")]
-        files += [out / "data" / "scores.parquet", out / "data" / "README.md"]
+        """Returns the hash of each file of a finished set, but not of the settings."""
+        files = [out / "records.jsonl", out / "preferences.jsonl"]
+        files += [one for one in (out / "data").iterdir() if one.name != "curation.yaml"]
         return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in files}
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import user_cache
 from blip3o.core.log import say
 from blip3o.data.sources import http, patterns
 from blip3o.data.sources.http import TransientError
@@ -142,9 +143,8 @@ def private_path(path: str, suffix: str) -> Path:
 
     The returned path ends with the suffix.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode()).hexdigest()
-    return Path(base) / "blip3o" / "index" / f"{key[:24]}{suffix}"
+    return user_cache("index") / f"{key[:24]}{suffix}"
 
 
 class _HttpFiles:
