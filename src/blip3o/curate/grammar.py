@@ -132,14 +132,6 @@ class Grammar:
             template=template.line,
         )
 
-    def num_sentences(self, category: str) -> int:
-        """Returns the number of different sentences of a category, counted by their words.
-
-        Raises:
-            UsageError: if there is no such category.
-        """
-        return sum(self._size((one.source, one.text)) for one in self._of(category))
-
     def num_expected(self, category: str, num_drafts: int) -> float:
         """Returns how many different sentences some drafts of a category are expected to have.
 
