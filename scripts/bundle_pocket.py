@@ -88,15 +88,17 @@ on compositions that training never shows ({num_samples} samples):
 """
 
 
-def kept_rows(stages: Sequence[str]) -> list[tuple[str, float]]:
-    """Returns the rows of the present card, and their hours, for stages that are not in a list.
+def kept_rows(folders: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the rows of the present card, and their hours, that new run folders do not replace.
 
-    A model that continues the bundled one has no run folders of the stages before.
+    A model that continues the bundled one has no run folders of the stages before. `finish` is the
+    stage from its start and replaces all its rows; `finish-2` is one continuation of it.
     """
     rows: list[tuple[str, float]] = []
     for line in (BUNDLED["pocket"] / "README.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0].split("-")[0] in STAGES and cells[0].split("-")[0] not in stages:
+        stage = cells[0].split("-")[0]
+        if stage in STAGES and not {stage, cells[0]} & set(folders):
             rows.append((line, float(cells[-1])))
     return rows
 
@@ -185,7 +187,7 @@ def main() -> None:
     loaded = load_model(options.model or options.run_dir / "model")
     results = json.loads(options.results.read_text(encoding="utf-8"))
     folders = stage_folders(options.run_dir)
-    rows = kept_rows([name.split("-")[0] for name in folders])
+    rows = kept_rows(folders)
     rows += [stage_row(options.run_dir, stage) for stage in folders]
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     differences = differences_from(to_dict(model()), to_dict(loaded.model.config))
