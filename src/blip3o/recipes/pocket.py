@@ -266,9 +266,9 @@ def finish(runs: Path = RUNS) -> RunConfig:
         data=dataclasses.replace(
             base.data,
             mixture=(
-                *_joint(0.13, 0.04, 0.15, language=0.31),
-                entry("groups", "text_to_image", weight=0.27),
-                entry("groups", "image_to_text", weight=0.1, max_turns=3),
+                *_joint(0.12, 0.04, 0.14, language=0.24),
+                entry("groups", "text_to_image", weight=0.31),
+                entry("groups", "image_to_text", weight=0.15, max_turns=3),
             ),
         ),
         train=evolve(train, {"optimizer.decay_share": 1.0, "optimizer.warmup_steps": 10}),
