@@ -35,10 +35,10 @@ BATCHES = {
     "text": "099d0eb74b3550b1",
 }
 SCENES = {
-    "scenes-000000.tar": "65aa534f16c1fcde",
+    "scenes-000000.tar": "fbc8eb399bd563fe",
     "edits-000000.tar": "2bc9d81439cf70e4",
-    "pairs-000000.tar": "eb987d5049b9926e",
-    "groups-000000.tar": "6cd6024caad395ef",
+    "pairs-000000.tar": "a00edcd07a827bbf",
+    "groups-000000.tar": "e861ac69d37c1c04",
 }
 PROMPTS = "0875045362be3cea"
 
