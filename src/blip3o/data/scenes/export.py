@@ -44,9 +44,9 @@ Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
     "scenes": (5_400, 0.28),
     "edits": (4_500, 0.45),
-    "pairs": (4_300, 0.25),
+    "pairs": (4_550, 0.25),
     "chains": (7_000, 0.75),
-    "groups": (4_800, 0.39),
+    "groups": (5_500, 0.39),
 }
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""
 _MEASURED_PX = 192
